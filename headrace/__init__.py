@@ -1,0 +1,1 @@
+"""What every stage stands on: configuration, errors, metrics, process lifecycle, Kafka in columns."""
