@@ -115,7 +115,7 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stopping.set)
-    pages = asyncio.ensure_future(serve(Starlette(routes=health_routes(lifecycle) + routes), settings, lifecycle))
+    pages = asyncio.ensure_future(serve(app, settings, lifecycle))
     work = asyncio.ensure_future(body(lifecycle))
     try:
         await asyncio.wait({pages, work}, return_when=asyncio.FIRST_COMPLETED)
@@ -131,15 +131,18 @@ async def _run(
 def run_process(
     body: Callable[[Lifecycle], Awaitable[None]],
     settings: ProcessSettings,
-    routes: list[BaseRoute] | None = None,
+    app: Starlette | None = None,
 ) -> int:
-    """Run `body` to its end and return the exit status: 0 drained, 1 failed with a reason in the log."""
+    """Run `body` to its end and return the exit status: 0 drained, 1 failed with a reason in the log.
+
+    `app` holds pages of the process's own; health and metrics are put before them.
+    """
     configure_logs(settings.name)
     log = get_logger("process")
     BUILD.info({"version": _version(), "process": settings.name})
     log.info("starting", port=settings.port)
     try:
-        asyncio.run(_run(body, settings, routes or []))
+        asyncio.run(_run(body, settings, app or Starlette()))
     except HeadraceError as e:
         log.error("failed", **e.as_dict())
         return 1

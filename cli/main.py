@@ -1,0 +1,38 @@
+"""The `headrace` command: noun, then verb. Data on stdout, messages on stderr; exit 0 done, 1 failed, 2 misused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from cli import config, contract, run
+from cli.output import say
+from headrace.errors import HeadraceError
+
+app = typer.Typer(
+    name="headrace",
+    help="A streaming-first lakehouse: databases and devices through Kafka and Faust into Iceberg, KPIs and apps.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(config.app, name="config")
+app.add_typer(contract.app, name="contract")
+app.command("run")(run.run)
+
+
+def main() -> None:
+    """Run the command line; a `HeadraceError` becomes one line (or one JSON object) and exit status 1."""
+    try:
+        app()
+    except HeadraceError as e:
+        if "--json" in sys.argv:
+            print(json.dumps(e.as_dict(), default=str))
+        else:
+            say(f"headrace: {e}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""`headrace run NAME`: one process of the pipeline in the foreground. Stacks, Compose and Kubernetes call this."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from headrace.config import Settings, load_settings
+from headrace.process import Lifecycle, run_process
+
+
+@dataclass(frozen=True)
+class Process:
+    """`body` is `module:function`, an async function of (settings, lifecycle); `pages` makes the process's own app."""
+
+    body: str
+    about: str
+    pages: str = ""
+
+
+PROCESSES = {
+    "worker": Process("streams.app:run", "Faust agents: clean, enrich, KPI state"),
+    "merger": Process("streams.kpi.merger:run", "adds KPI contributions up and publishes kpi.values"),
+    "sink": Process("sinks.iceberg.service:run", "lands topics in Iceberg, exactly once"),
+    "kpi-sink": Process("sinks.kpi.service:run", "pushes KPI values to Redis and Prometheus"),
+    "sync": Process("sinks.reverse.service:run", "writes back to business applications (reverse ETL)"),
+    "bridge": Process("connectors.mqtt:run", "carries MQTT messages into Kafka"),
+    "serve": Process("serving.app:run", "dashboard, HTTP ingest, SQL", pages="serving.app:pages"),
+}
+
+
+def _resolve(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def run_named(process: Process, settings: Settings) -> int:
+    body: Callable[[Settings, Lifecycle], Awaitable[None]] = _resolve(process.body)
+    pages = _resolve(process.pages)(settings) if process.pages else None
+    return run_process(lambda lifecycle: body(settings, lifecycle), settings.process, pages)
+
+
+def run(
+    name: Annotated[str, typer.Argument(help="One of: " + ", ".join(PROCESSES))],
+    port: Annotated[int | None, typer.Option(help="Port of health and metrics; 0 takes a free one.")] = None,
+) -> None:
+    """Run one process of the pipeline until SIGTERM; it drains before it ends."""
+    if name not in PROCESSES:
+        raise typer.BadParameter(f"no process {name!r}; there are {', '.join(PROCESSES)}")
+    settings = load_settings({"process": {"name": name} | ({} if port is None else {"port": port})})
+    raise typer.Exit(run_named(PROCESSES[name], settings))
