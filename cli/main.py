@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import config, contract, run
+from cli import config, contract, run, sql
 from cli.output import say
 from headrace.errors import HeadraceError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(contract.app, name="contract")
 app.command("run")(run.run)
+app.command("sql")(sql.sql)
 
 
 def main() -> None:

@@ -108,10 +108,9 @@ def _version() -> str:
         return "unknown"
 
 
-async def _run(
-    body: Callable[[Lifecycle], Awaitable[None]], settings: ProcessSettings, routes: list[BaseRoute]
-) -> None:
+async def _run(body: Callable[[Lifecycle], Awaitable[None]], settings: ProcessSettings, app: Starlette) -> None:
     lifecycle = Lifecycle()
+    app.router.routes[:0] = health_routes(lifecycle)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lifecycle.stopping.set)

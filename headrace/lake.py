@@ -1,0 +1,127 @@
+"""Reading the lake: where each table's current metadata is, and a DuckDB connection that sees the tables.
+
+Only for reading; whoever writes a table goes through `sinks.iceberg`. The extensions come from wheels, so nothing is
+downloaded when a query runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import duckdb
+import sqlalchemy
+import sqlglot
+from sqlglot import exp
+
+from headrace.config import LakeSettings
+from headrace.errors import ConfigError, TerminalError, UnavailableError
+
+EXTENSIONS = ("avro", "iceberg", "httpfs")
+
+
+def table_locations(lake: LakeSettings) -> dict[str, str]:
+    """`namespace.table` -> location of its current metadata file, for every table of the catalog.
+
+    Each location is one consistent snapshot of one table; two tables may be from slightly different times.
+    Raises `ConfigError` without a catalog, `UnavailableError` when it cannot be reached.
+    """
+    if not lake.uri:
+        raise ConfigError("no catalog is configured", where="lake.uri", hint="start the local stack: headrace up")
+    if lake.uri.startswith(("http://", "https://")):
+        return _rest_locations(lake)
+    engine = sqlalchemy.create_engine(lake.uri)
+    try:
+        with engine.connect() as connection:
+            if not sqlalchemy.inspect(connection).has_table("iceberg_tables"):
+                return {}
+            rows = connection.execute(
+                sqlalchemy.text(
+                    "SELECT table_namespace, table_name, metadata_location FROM iceberg_tables "
+                    "WHERE catalog_name = :name"
+                ),
+                {"name": lake.catalog},
+            )
+            return {f"{namespace}.{name}": location for namespace, name, location in rows}
+    except sqlalchemy.exc.OperationalError as e:
+        raise UnavailableError("the catalog cannot be reached", where="lake.uri", hint="headrace status") from e
+    finally:
+        engine.dispose()
+
+
+def _rest_locations(lake: LakeSettings) -> dict[str, str]:
+    from pyiceberg.catalog import load_catalog
+
+    catalog = load_catalog(lake.catalog, type="rest", uri=lake.uri, warehouse=lake.warehouse, **lake.properties)
+    return {
+        ".".join(name): catalog.load_table(name).metadata_location
+        for namespace in catalog.list_namespaces()
+        for name in catalog.list_tables(namespace)
+    }
+
+
+def open_duckdb(lake: LakeSettings) -> duckdb.DuckDBPyConnection:
+    """An in-memory DuckDB that can read Iceberg tables of this lake, on disk or on S3."""
+    connection = duckdb.connect(config={"autoinstall_known_extensions": False})
+    for name in EXTENSIONS:
+        folder = Path(import_module(f"duckdb_extension_{name}").__path__[0])
+        connection.load_extension(str(next(folder.glob("extensions/v*/*.duckdb_extension"))))
+    connection.execute("SET TimeZone = 'UTC'")
+    if endpoint := lake.properties.get("s3.endpoint"):
+        address = urlsplit(endpoint)
+        connection.execute(
+            "CREATE SECRET lake (TYPE s3, KEY_ID $key, SECRET $secret, REGION $region, ENDPOINT $endpoint, "
+            "USE_SSL $ssl, URL_STYLE 'path')",
+            {
+                "key": lake.properties.get("s3.access-key-id", ""),
+                "secret": lake.properties.get("s3.secret-access-key", ""),
+                "region": lake.properties.get("s3.region", "us-east-1"),
+                "endpoint": address.netloc,
+                "ssl": address.scheme == "https",
+            },
+        )
+    return connection
+
+
+def add_views(
+    connection: duckdb.DuckDBPyConnection, locations: dict[str, str], names: Iterable[str] | None = None
+) -> None:
+    """Make tables visible under their names; `names` limits them, since each costs a read of its metadata."""
+    for name in locations if names is None else names:
+        namespace, _, table = name.partition(".")
+        location = locations[name].replace("'", "''")
+        connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{namespace}"')
+        connection.execute(f'CREATE OR REPLACE VIEW "{namespace}"."{table}" AS FROM iceberg_scan(\'{location}\')')
+
+
+def tables_of(sql: str) -> set[str]:
+    """The `namespace.table` names that a query reads. Raises `TerminalError` when it is not one SELECT."""
+    try:
+        statements = sqlglot.parse(sql, dialect="duckdb")
+    except sqlglot.errors.ParseError as e:
+        raise TerminalError(f"this is not SQL: {e.errors[0]['description']}", where="query") from e
+    if len(statements) != 1 or not isinstance(statements[0], exp.Query | exp.Describe | exp.Summarize):
+        raise TerminalError("one SELECT statement is expected: the lake is read-only here", where="query")
+    return {f"{table.db}.{table.name}" for table in statements[0].find_all(exp.Table) if table.db}
+
+
+def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
+    """Run one SELECT over the lake's newest snapshots; the result is on the returned connection.
+
+    Raises `TerminalError` for anything that is not a SELECT, for unknown tables (with those that exist) and for
+    whatever DuckDB has to say.
+    """
+    wanted = tables_of(sql)
+    locations = table_locations(lake)
+    if missing := {name for name in wanted if name not in locations and not name.startswith("information_schema.")}:
+        have = ", ".join(sorted(locations)) or "none yet"
+        raise TerminalError(f"no table {', '.join(sorted(missing))}", where="query", hint=f"tables: {have}")
+    connection = open_duckdb(lake)
+    try:
+        add_views(connection, locations, wanted if wanted else None)
+        return connection.execute(sql)
+    except duckdb.Error as e:
+        connection.close()
+        raise TerminalError(str(e).splitlines()[0], where="query") from e

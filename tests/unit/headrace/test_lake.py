@@ -1,0 +1,52 @@
+"""Reading the lake with DuckDB."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog.sql import SqlCatalog
+
+from headrace.config import LakeSettings
+from headrace.errors import ConfigError, TerminalError
+from headrace.lake import query, table_locations, tables_of
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> LakeSettings:
+    settings = LakeSettings(uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/lake")
+    catalog = SqlCatalog(settings.catalog, uri=settings.uri, warehouse=settings.warehouse)
+    catalog.create_namespace("silver")
+    rows = pa.table({"id": [1, 2, 3], "name": ["a", "b", None]})
+    catalog.create_table("silver.things", schema=rows.schema).append(rows)
+    return settings
+
+
+def test_query_reads_the_newest_snapshot(lake: LakeSettings) -> None:
+    assert query(lake, "SELECT id, name FROM silver.things ORDER BY id").fetchall() == [(1, "a"), (2, "b"), (3, None)]
+
+
+def test_locations_name_every_table(lake: LakeSettings) -> None:
+    assert list(table_locations(lake)) == ["silver.things"]
+
+
+def test_unknown_table_names_those_that_exist(lake: LakeSettings) -> None:
+    with pytest.raises(TerminalError, match=r"no table silver\.nothing.*silver\.things"):
+        query(lake, "SELECT * FROM silver.nothing")
+
+
+@pytest.mark.parametrize("sql", ["DROP TABLE silver.things", "SELECT 1; SELECT 2", "COPY silver.things TO 'x'"])
+def test_only_one_select_is_run(sql: str) -> None:
+    with pytest.raises(TerminalError, match="one SELECT"):
+        tables_of(sql)
+
+
+def test_wrong_sql_says_so_in_one_line(lake: LakeSettings) -> None:
+    with pytest.raises(TerminalError, match="nonesuch"):
+        query(lake, "SELECT nonesuch FROM silver.things")
+
+
+def test_no_catalog_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"lake\.uri"):
+        table_locations(LakeSettings())
