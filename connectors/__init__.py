@@ -1,0 +1,1 @@
+"""Ways in: Debezium connectors over Kafka Connect, the MQTT bridge, HTTP ingest."""

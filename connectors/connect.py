@@ -1,0 +1,290 @@
+"""Client of Kafka Connect's REST API: a connector file is validated, then applied, then watched until it runs.
+
+The state of a connector is the worst state of any of its tasks: Connect calls a connector RUNNING whose every task has
+failed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
+
+WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
+PLACEHOLDER = re.compile(r"\$\{([^:}]+):([^}]*)\}")
+SETTLE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Connector:
+    """One connector file: its name and its configuration, placeholders as written."""
+
+    path: Path
+    name: str
+    config: dict[str, str]
+
+    @property
+    def placeholders(self) -> list[str]:
+        return sorted({m.group(0) for value in self.config.values() for m in PLACEHOLDER.finditer(value)})
+
+
+@dataclass(frozen=True)
+class TaskStatus:
+    id: int
+    state: str
+    worker: str
+    trace: str = ""
+
+
+@dataclass(frozen=True)
+class ConnectorStatus:
+    """`state` is the worst of the connector's own and its tasks' states, `reason` the first line of its trace."""
+
+    name: str
+    state: str
+    reason: str = ""
+    tasks: tuple[TaskStatus, ...] = ()
+
+    @property
+    def running(self) -> bool:
+        return self.state == "RUNNING"
+
+
+@dataclass(frozen=True)
+class Problem:
+    field: str
+    message: str
+
+
+def connector_files(content: Iterable[Path]) -> list[Path]:
+    """Every `connectors/debezium/*.json` of the content folders."""
+    return [path for folder in content for path in sorted((folder / "connectors" / "debezium").glob("*.json"))]
+
+
+def load_connector(path: Path) -> Connector:
+    """Read a connector file (`{"name": ..., "config": {...}}`, the shape that Connect's own API takes).
+
+    Raises `ConfigError` when it cannot be read, `ContractError` naming file and field when Headrace could not keep its
+    guarantees with it.
+    """
+    try:
+        data = json.loads(path.read_text())
+    except OSError as e:
+        raise ConfigError(e.strerror or "cannot be read", where=str(path)) from e
+    except ValueError as e:
+        raise ConfigError(f"not valid JSON: {e}", where=str(path)) from e
+    config = data.get("config") if isinstance(data, dict) else None
+    if not isinstance(config, dict):
+        raise ConfigError("has no config", where=str(path), hint='write {"name": ..., "config": {...}}')
+    for key, value in config.items():
+        if not isinstance(value, str | int | float | bool):
+            raise ContractError("must be text, a number or true/false", where=f"{path}:{key}")
+    text = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in config.items()}
+    connector = Connector(path, str(data.get("name") or path.stem), text)
+    _check(connector)
+    return connector
+
+
+def _check(connector: Connector) -> None:
+    config, path = connector.config, connector.path
+    if not config.get("connector.class"):
+        raise ContractError("is missing", where=f"{path}:connector.class")
+    if config.get("name", connector.name) != connector.name:
+        raise ContractError(f"differs from the connector's name {connector.name!r}", where=f"{path}:name")
+    for key, value in config.items():
+        if key.endswith(("password", "secret", "token")) and value and "${" not in value:
+            raise ContractError(
+                "is a secret written in the file", where=f"{path}:{key}", hint="write ${env:NAME} instead"
+            )
+    debezium = config["connector.class"].startswith("io.debezium.")
+    if debezium and config.get("provide.transaction.metadata") != "true":
+        raise ContractError(
+            'must be "true": repeats after a crash are recognised by the order within the transaction',
+            where=f"{path}:provide.transaction.metadata",
+            hint="a table that repeats changes would count them twice",
+        )
+
+
+def unresolved(validation: dict[str, Any]) -> list[Problem]:
+    """Fields whose placeholder Connect handed on as it stood: no such provider, or no such variable."""
+    found = []
+    for entry in validation.get("configs", []):
+        value = entry.get("value") or {}
+        match = PLACEHOLDER.search(str(value.get("value") or ""))
+        if match:
+            provider, name = match.groups()
+            found.append(Problem(str(value.get("name")), f"Connect knows no {name!r} from provider {provider!r}"))
+    return found
+
+
+def refusals(validation: dict[str, Any]) -> list[Problem]:
+    """What Connect and the plugin say against the configuration, field by field, in their words."""
+    return [
+        Problem(str(entry["value"]["name"]), message)
+        for entry in validation.get("configs", [])
+        for message in (entry.get("value") or {}).get("errors") or []
+    ]
+
+
+def summarize(name: str, status: dict[str, Any]) -> ConnectorStatus:
+    own = status.get("connector") or {}
+    tasks = tuple(
+        TaskStatus(task["id"], task["state"], task.get("worker_id", ""), task.get("trace", ""))
+        for task in status.get("tasks") or []
+    )
+    states = [str(own.get("state", "UNASSIGNED")), *(task.state for task in tasks)]
+    if states == ["RUNNING"]:
+        states = ["STARTING"]
+    worst = min(states, key=lambda s: WORST_FIRST.index(s) if s in WORST_FIRST else -1)
+    traces = [own.get("trace", ""), *(task.trace for task in tasks)]
+    return ConnectorStatus(name, worst, _reason(next((t for t in traces if t), "")), tasks)
+
+
+def _reason(trace: str) -> str:
+    """A trace in one line: what was thrown first, and the cause at its root, which says why."""
+    lines = trace.splitlines()
+    causes = [line.removeprefix("Caused by: ") for line in lines if line.startswith("Caused by: ")]
+    first = lines[0] if lines else ""
+    return f"{first} <- {causes[-1]}" if causes and causes[-1] not in first else first
+
+
+@dataclass
+class Connect:
+    """`UnavailableError` when Connect cannot be reached or is rebalancing; `TerminalError` when it refuses."""
+
+    url: str
+    timeout: float = 30.0
+    _client: httpx.Client = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._client = httpx.Client(base_url=self.url.rstrip("/"), timeout=self.timeout)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _call(self, method: str, path: str, *, body: Any = None, params: dict[str, str] | None = None) -> Any:
+        try:
+            answer = self._client.request(method, path, json=body, params=params)
+        except httpx.HTTPError as e:
+            raise UnavailableError(
+                f"cannot be reached: {e or type(e).__name__}", where=f"Connect at {self.url}", hint="headrace status"
+            ) from e
+        if answer.is_success:
+            return answer.json() if answer.content else None
+        try:
+            message = str(answer.json().get("message"))
+        except (ValueError, AttributeError):
+            message = answer.text[:500]
+        if answer.status_code in (409, 429, 502, 503, 504):
+            raise UnavailableError(message, where=f"Connect at {self.url}")
+        if answer.status_code == 404:
+            raise ConfigError(message or "not found", where=path, hint="headrace connect status")
+        raise TerminalError(f"answered {answer.status_code}: {message}", where=f"Connect at {self.url}")
+
+    def validate(self, connector: Connector) -> list[Problem]:
+        """Everything that is wrong with the configuration; empty when Connect would take it."""
+        name = connector.config["connector.class"]
+        body = connector.config | {"name": connector.name}
+        try:
+            found = self._call("PUT", f"/connector-plugins/{quote(name, safe='')}/config/validate", body=body)
+        except ConfigError:
+            return [Problem("connector.class", f"Connect has no plugin {name}")]
+        except TerminalError as e:
+            return [Problem("connector.class", e.what)]
+        return unresolved(found) or refusals(found)
+
+    def check(self, connector: Connector) -> None:
+        """Raise `ContractError` with Connect's own messages, `where` = file and first field."""
+        problems = self.validate(connector)
+        if problems:
+            text = "; ".join(p.message if i == 0 else f"{p.field}: {p.message}" for i, p in enumerate(problems))
+            placeholders = connector.placeholders
+            hint = f"from Connect's environment: {', '.join(placeholders)}" if placeholders else ""
+            raise ContractError(text, where=f"{connector.path}:{problems[0].field}", hint=hint)
+
+    def plan(self, connector: Connector) -> str:
+        """What `apply` would do: "create", "update" or "none". Changes nothing."""
+        try:
+            current = self._call("GET", f"/connectors/{quote(connector.name, safe='')}/config")
+        except ConfigError:
+            return "create"
+        return "none" if current == connector.config | {"name": connector.name} else "update"
+
+    def apply(self, connector: Connector, *, timeout: float = 60.0) -> ConnectorStatus:
+        """Validate, put, wait until every task runs. Idempotent; failed tasks of an unchanged connector are restarted.
+
+        Raises `ContractError` for a bad file, `TerminalError` with the trace's first line when a task fails,
+        `UnavailableError` when it does not run in time.
+        """
+        self.check(connector)
+        name = quote(connector.name, safe="")
+        deadline = time.monotonic() + timeout
+        unchanged = self.plan(connector) == "none"
+        self._patiently("PUT", f"/connectors/{name}/config", deadline, body=connector.config | {"name": connector.name})
+        if unchanged and self.status(connector.name).state == "FAILED":
+            self.restart(connector.name)
+        return self._await_running(connector.name, deadline)
+
+    def _patiently(self, method: str, path: str, deadline: float, body: Any = None) -> None:
+        """Connect refuses while it rebalances (409); that passes in seconds."""
+        while True:
+            try:
+                self._call(method, path, body=body)
+                return
+            except TransientError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+
+    def _await_running(self, name: str, deadline: float) -> ConnectorStatus:
+        """A state counts when it has stood for a moment: right after a change Connect still shows the old one."""
+        state, since = "", time.monotonic()
+        while True:
+            try:
+                status = self.status(name)
+            except (ConfigError, UnavailableError):
+                status = ConnectorStatus(name, "STARTING")
+            now = time.monotonic()
+            if status.state != state:
+                state, since = status.state, now
+            if now - since >= SETTLE_SECONDS:
+                if state == "RUNNING":
+                    return status
+                if state == "FAILED":
+                    raise TerminalError(
+                        status.reason or "failed without a trace",
+                        where=f"connector {name}",
+                        hint=f"mend it, then headrace connect restart {name}",
+                    )
+            if now > deadline:
+                raise UnavailableError(f"still {state}", where=f"connector {name}", hint="headrace logs connect")
+            time.sleep(0.25)
+
+    def status(self, name: str) -> ConnectorStatus:
+        return summarize(name, self._call("GET", f"/connectors/{quote(name, safe='')}/status"))
+
+    def statuses(self) -> list[ConnectorStatus]:
+        """Every connector, by name."""
+        found = self._call("GET", "/connectors", params={"expand": "status"})
+        return [summarize(name, found[name]["status"]) for name in sorted(found)]
+
+    def restart(self, name: str) -> None:
+        """Restart what has failed of the connector (itself and tasks); running tasks go on."""
+        self._call(
+            "POST",
+            f"/connectors/{quote(name, safe='')}/restart",
+            params={"includeTasks": "true", "onlyFailed": "true"},
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove the connector. Its topics, its offsets and its replication slot stay."""
+        self._patiently("DELETE", f"/connectors/{quote(name, safe='')}", time.monotonic() + self.timeout)

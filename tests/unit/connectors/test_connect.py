@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from connectors.connect import Problem, load_connector, refusals, summarize, unresolved
+from headrace.errors import ConfigError, ContractError
+
+SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
+
+
+def write(folder: Path, **changes: object) -> Path:
+    config = json.loads(SHOP.read_text())["config"] | changes
+    path = folder / "one.json"
+    path.write_text(json.dumps({"name": "one", "config": {k: v for k, v in config.items() if v is not None}}))
+    return path
+
+
+def test_the_demo_connector_keeps_its_secrets_out_and_its_transactions_in() -> None:
+    connector = load_connector(SHOP)
+    assert connector.config["provide.transaction.metadata"] == "true"
+    assert "${env:POSTGRES_PASSWORD}" in connector.placeholders
+
+
+def test_a_file_is_refused_with_its_field(tmp_path: Path) -> None:
+    for changes, field in (
+        ({"provide.transaction.metadata": "false"}, "provide.transaction.metadata"),
+        ({"provide.transaction.metadata": None}, "provide.transaction.metadata"),
+        ({"database.password": "hunter2"}, "database.password"),
+        ({"connector.class": None}, "connector.class"),
+        ({"tasks.max": ["1"]}, "tasks.max"),
+    ):
+        with pytest.raises(ContractError) as e:
+            load_connector(write(tmp_path, **changes))
+        assert e.value.where.endswith("one.json:" + field)
+        assert "hunter2" not in str(e.value)
+
+
+def test_json_truth_values_become_connects_text(tmp_path: Path) -> None:
+    connector = load_connector(write(tmp_path, **{"provide.transaction.metadata": True, "tasks.max": 1}))
+    assert connector.config["provide.transaction.metadata"] == "true"
+    assert connector.config["tasks.max"] == "1"
+
+
+def test_a_file_that_is_no_connector_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    for text in ("{", "[]", '{"name": "x"}'):
+        path.write_text(text)
+        with pytest.raises(ConfigError):
+            load_connector(path)
+
+
+def test_validation_gives_fields_and_words_of_connect() -> None:
+    answer = {
+        "configs": [
+            {"value": {"name": "database.hostname", "value": "${env:NOPE}", "errors": ["no such host"]}},
+            {"value": {"name": "slot.name", "value": "A-B", "errors": ["Invalid value", "may hold only a-z"]}},
+            {"value": {"name": "database.port", "value": "5432", "errors": []}},
+        ]
+    }
+    assert unresolved(answer) == [Problem("database.hostname", "Connect knows no 'NOPE' from provider 'env'")]
+    assert [p.message for p in refusals(answer) if p.field == "slot.name"] == ["Invalid value", "may hold only a-z"]
+
+
+@pytest.mark.parametrize(
+    ("states", "worst"),
+    [
+        (["RUNNING", "RUNNING"], "RUNNING"),
+        (["RUNNING", "RUNNING", "FAILED"], "FAILED"),
+        (["RUNNING", "PAUSED"], "PAUSED"),
+        (["RUNNING", "UNASSIGNED", "RUNNING"], "UNASSIGNED"),
+        (["RUNNING"], "STARTING"),
+        (["RUNNING", "SOMETHING_NEW"], "SOMETHING_NEW"),
+    ],
+)
+def test_the_worst_state_of_any_task_wins(states: list[str], worst: str) -> None:
+    tasks = [{"id": i, "state": s, "worker_id": "w"} for i, s in enumerate(states[1:])]
+    assert summarize("c", {"connector": {"state": states[0]}, "tasks": tasks}).state == worst
+
+
+def test_the_reason_is_what_was_thrown_and_its_root() -> None:
+    trace = "org.X: Task failed\n\tat a.b\nCaused by: org.Y: middle\n\tat c\nCaused by: psql: slot is active\n\tat d"
+    found = summarize("c", {"connector": {"state": "RUNNING"}, "tasks": [{"id": 0, "state": "FAILED", "trace": trace}]})
+    assert found.reason == "org.X: Task failed <- psql: slot is active"
