@@ -1,0 +1,196 @@
+"""Debezium change events in columns: what changed, where it stands in the source's log, and which repeats to drop.
+
+A decoded batch of a change topic has the struct columns `before`, `after`, `source`, the string `op` (c, u, d, r for a
+row read by a snapshot, t for truncate) and `transaction`. Connect repeats changes after a crash, so readers with
+state drop a change whose position is not above the highest one of its partition. For Postgres the position is
+(first number of `source.sequence`, `transaction.total_order`): unique, increasing and the same in every repeat. `lsn`
+alone goes backwards between interleaved transactions, and `sequence` alone is shared by the rows of one statement.
+Rows of a snapshot have no position: they are upserts, and are never dropped as repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.errors import ContractError
+
+UNAVAILABLE = "__debezium_unavailable_value"
+
+_SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
+
+
+class Position(NamedTuple):
+    """A place in a Postgres log; `NOWHERE` is before all of them."""
+
+    lsn: int
+    order: int
+
+    def __str__(self) -> str:
+        return f"{self.lsn}:{self.order}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """Reads what `str()` wrote. Raises `ContractError` on anything else."""
+        lsn, _, order = text.partition(":")
+        try:
+            return cls(int(lsn), int(order))
+        except ValueError as e:
+            raise ContractError(f"{text!r} is not a position", hint="write lsn:total_order") from e
+
+
+NOWHERE = Position(-1, -1)
+
+
+def is_envelope(schema: pa.Schema | Mapping[str, Any]) -> bool:
+    """Whether an Arrow or Avro schema is that of change events."""
+    if isinstance(schema, pa.Schema):
+        fields: dict[str, Any] = {f.name: f.type for f in schema}
+        structured = all(pa.types.is_struct(fields.get(name, pa.null())) for name in ("after", "source"))
+    else:
+        fields = {f["name"]: f["type"] for f in schema.get("fields", [])}
+        structured = isinstance(fields.get("source"), dict) and isinstance(fields.get("after"), list)
+    return structured and {"before", "after", "source", "op"} <= fields.keys()
+
+
+def row_schema(envelope: Mapping[str, Any]) -> dict[str, Any]:
+    """The Avro schema of the row in an envelope's Avro schema. Raises `ContractError` when it is none."""
+    if is_envelope(envelope):
+        for name in ("before", "after"):
+            kind = next(f["type"] for f in envelope["fields"] if f["name"] == name)
+            for branch in kind if isinstance(kind, list) else [kind]:
+                if isinstance(branch, dict) and branch.get("type") == "record":
+                    return branch
+    raise ContractError("is not the schema of change events", where=str(envelope.get("name", "")))
+
+
+def operations(batch: pa.RecordBatch) -> pa.StringArray:
+    return batch.column("op")
+
+
+def snapshot_mask(batch: pa.RecordBatch) -> pa.BooleanArray:
+    """True where the row was read by a snapshot, not changed."""
+    return pc.fill_null(pc.equal(batch.column("op"), "r"), False)
+
+
+def row_batch(batch: pa.RecordBatch, part: Literal["before", "after"]) -> pa.RecordBatch:
+    """The rows before or after, one per event in the same order; all null where the event has none."""
+    rows = batch.column(part)
+    return pa.RecordBatch.from_arrays(rows.flatten(), schema=pa.schema(list(rows.type)))
+
+
+def has_row(batch: pa.RecordBatch, part: Literal["before", "after"]) -> pa.BooleanArray:
+    return pc.is_valid(batch.column(part))
+
+
+def table_of(batch: pa.RecordBatch) -> pa.StringArray:
+    """`schema.table` that each event says it is from (database.table where the source has no schemas).
+
+    A topic whose last two parts differ from it holds a record that a broken or forging producer put there.
+    """
+    source = batch.column("source")
+    names = {f.name for f in source.type}
+    return pc.binary_join_element_wise(
+        _child(source, "schema" if "schema" in names else "db"), _child(source, "table"), "."
+    )
+
+
+def source_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """When the source committed each change, in ms since the epoch; -1 where it does not say."""
+    out: npt.NDArray[np.int64] = pc.fill_null(_child(batch.column("source"), "ts_ms").cast(pa.int64()), -1).to_numpy()
+    return out
+
+
+def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
+    """True where Debezium could not read a value that did not change (TOAST): the current value stays."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return pc.fill_null(pc.equal(column, UNAVAILABLE), False)
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return pc.fill_null(pc.equal(column, pa.scalar(UNAVAILABLE.encode(), column.type)), False)
+    return pa.array(np.zeros(len(column), np.bool_))
+
+
+def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(lsn, order) of each event, -1 and -1 for rows of a snapshot.
+
+    Raises `ContractError` when the events do not carry positions: the source is not Postgres, or the connector does
+    not add transaction metadata.
+    """
+    source = batch.column("source")
+    if "lsn" not in {f.name for f in source.type}:
+        raise ContractError(
+            "positions of this source are not known, so its repeats cannot be told from its changes",
+            where="source",
+            hint="only Debezium's Postgres connector is supported so far",
+        )
+    transaction = batch.column("transaction") if "transaction" in batch.schema.names else pa.nulls(len(batch))
+    snapshot = snapshot_mask(batch)
+    changed = pc.invert(snapshot)
+    if not pa.types.is_struct(transaction.type) or _any_null(_child(transaction, "total_order"), changed):
+        raise ContractError(
+            "changes without their order in the transaction",
+            where="transaction.total_order",
+            hint="set provide.transaction.metadata=true in the connector",
+        )
+    first = pc.struct_field(pc.extract_regex(_child(source, "sequence").cast(pa.string()), _SEQUENCE), "first")
+    if _any_null(first, changed):
+        raise ContractError('changes without a sequence like ["24023104","24023160"]', where="source.sequence")
+    # The first transaction after a slot is created has no commit before it: null, read as 0.
+    lsn = pc.if_else(pc.equal(first, ""), "0", first).cast(pa.int64())
+    order = _child(transaction, "total_order").cast(pa.int64())
+    return _numbers(lsn, snapshot), _numbers(order, snapshot)
+
+
+def after_position(
+    lsn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], watermark: Position = NOWHERE
+) -> npt.NDArray[np.bool_]:
+    """True for the events of one partition, in offset order, that are above the watermark and all before them.
+
+    Events without a position (-1) are always kept and raise nothing.
+    """
+    placed = lsn >= 0
+    if not placed.all():
+        keep: npt.NDArray[np.bool_] = np.ones(len(lsn), np.bool_)
+        keep[placed] = after_position(lsn[placed], order[placed], watermark)
+        return keep
+    high = np.concatenate(([watermark.lsn], lsn))
+    low = np.concatenate(([watermark.order], order))
+    up: npt.NDArray[np.bool_] = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
+    if up.all():
+        return up
+    # Ranks stand for pairs, so that one running maximum compares both numbers.
+    by_pair = np.lexsort((low, high))
+    sorted_high, sorted_low = high[by_pair], low[by_pair]
+    step = (sorted_high[1:] != sorted_high[:-1]) | (sorted_low[1:] != sorted_low[:-1])
+    rank = np.empty(len(high), np.int64)
+    rank[by_pair] = np.concatenate(([0], np.cumsum(step)))
+    above: npt.NDArray[np.bool_] = rank[1:] > np.maximum.accumulate(rank[:-1])
+    return above
+
+
+def highest(lsn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], watermark: Position = NOWHERE) -> Position:
+    """The watermark after these events."""
+    if not len(lsn):
+        return watermark
+    top = lsn.max()
+    return max(watermark, Position(int(top), int(order[lsn == top].max())))
+
+
+def _child(struct: pa.StructArray, name: str) -> pa.Array:
+    if name not in {f.name for f in struct.type}:
+        return pa.nulls(len(struct))
+    return pc.struct_field(struct, name)
+
+
+def _any_null(column: pa.Array, rows: pa.BooleanArray) -> bool:
+    return bool(column.null_count) and bool(pc.any(pc.and_(pc.is_null(column), rows)).as_py())
+
+
+def _numbers(column: pa.Array, none: pa.BooleanArray) -> npt.NDArray[np.int64]:
+    out: npt.NDArray[np.int64] = pc.if_else(none, -1, column).to_numpy(zero_copy_only=False)
+    return out
