@@ -15,11 +15,12 @@ from headrace.process import Lifecycle, run_process
 
 @dataclass(frozen=True)
 class Process:
-    """`body` is `module:function`, an async function of (settings, lifecycle); `pages` makes the process's own app."""
+    """`entry` is `module:function`: an async body of (settings, lifecycle) or, with `pages`, a function of the settings
+    that makes the process's own web application and its body."""
 
-    body: str
+    entry: str
     about: str
-    pages: str = ""
+    pages: bool = False
 
 
 PROCESSES = {
@@ -29,7 +30,7 @@ PROCESSES = {
     "kpi-sink": Process("sinks.kpi.service:run", "pushes KPI values to Redis and Prometheus"),
     "sync": Process("sinks.reverse.service:run", "writes back to business applications (reverse ETL)"),
     "bridge": Process("connectors.mqtt:run", "carries MQTT messages into Kafka"),
-    "serve": Process("serving.app:run", "dashboard, HTTP ingest, SQL", pages="serving.app:pages"),
+    "serve": Process("serving.app:service", "dashboard, HTTP ingest, SQL", pages=True),
 }
 
 
@@ -39,9 +40,12 @@ def _resolve(name: str) -> Any:
 
 
 def run_named(process: Process, settings: Settings) -> int:
-    body: Callable[[Settings, Lifecycle], Awaitable[None]] = _resolve(process.body)
-    pages = _resolve(process.pages)(settings) if process.pages else None
-    return run_process(lambda lifecycle: body(settings, lifecycle), settings.process, pages)
+    """Run until SIGTERM and return the exit status."""
+    if process.pages:
+        pages, serve = _resolve(process.entry)(settings)
+        return run_process(serve, settings.process, pages)
+    body: Callable[[Settings, Lifecycle], Awaitable[None]] = _resolve(process.entry)
+    return run_process(lambda lifecycle: body(settings, lifecycle), settings.process)
 
 
 def run(
