@@ -1,4 +1,4 @@
-"""Raw memory for compiled kernels: loads, stores, copies and varints on plain 64-bit addresses.
+"""Raw memory for compiled kernels: loads, stores, copies, varints and checksums on plain 64-bit addresses.
 
 Kernels (Kafka's record batches, Avro) take addresses of Arrow buffers and run without Python objects and without the
 GIL. All integers are signed 64-bit, little endian in memory unless `byte_swap` says otherwise, and may be unaligned.
@@ -7,16 +7,21 @@ Nothing here checks an address: a kernel compares every length that it reads wit
 
 numba's disk cache knows the file of the cached function alone, not the files of the functions inlined into it. So
 `kernel` adds this file's fingerprint to every cache key: kernels are compiled anew when this file changes. A kernel
-must call nothing compiled but this module and its own file.
+that calls compiled functions or takes constants of further modules names them in `uses`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
+import llvmlite.binding
+import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -30,21 +35,26 @@ _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 
 
 class _KernelCache(FunctionCache):  # type: ignore[misc]
+    fingerprints: tuple[str, ...] = ()
+
     def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), _FINGERPRINT)
+        return (*super()._index_key(sig, codegen), *self.fingerprints)
 
 
-def kernel(signature: str) -> Callable[[_Function], _Function]:
+def kernel(signature: str, uses: Iterable[ModuleType] = ()) -> Callable[[_Function], _Function]:
     """Compile a function once a machine, for exactly one signature (numba's notation, `i8` is int64).
 
-    The compiled code releases the GIL and is read from the disk cache when neither its file, this file, numba nor the
-    processor changed. Raises numba's errors at import when the function cannot be compiled.
+    The compiled code releases the GIL and is read from the disk cache when neither its file, this file, the modules in
+    `uses`, numba nor the processor changed. Raises numba's errors at import when the function cannot be compiled.
     """
+    sources = (hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in uses)
+    fingerprints = (_FINGERPRINT, *sources)
 
     def compile_(function: _Function) -> _Function:
         dispatcher = njit(nogil=True)(function)
         if hasattr(dispatcher, "compile"):  # not so under NUMBA_DISABLE_JIT
             dispatcher._cache = _KernelCache(function)
+            dispatcher._cache.fingerprints = fingerprints
             dispatcher.compile(signature)
             dispatcher.disable_compile()
         compiled: _Function = dispatcher
@@ -195,3 +205,57 @@ def write_varint(p: int, value: int) -> int:
         rest = shift_right_logical(rest, 7)
     store_u8(p, rest)
     return p + 1
+
+
+def _crc_table() -> npt.NDArray[np.int64]:
+    table = np.arange(256, dtype=np.int64)
+    for _ in range(8):
+        table = np.where(table & 1, (table >> 1) ^ 0x82F63B78, table >> 1)
+    return table
+
+
+_CRC_TABLE = _crc_table()
+_HAS_CRC_INSTRUCTION = platform.machine() in ("x86_64", "AMD64") and bool(
+    llvmlite.binding.get_host_cpu_features().get("sse4.2")
+)
+
+
+def _emit_crc_of_8(builder: ir.IRBuilder, crc: ir.Value, word: ir.Value) -> ir.Value:
+    type_ = ir.FunctionType(_I64, [_I64, _I64])
+    return builder.call(builder.module.declare_intrinsic("llvm.x86.sse42.crc32.64.64", (), type_), [crc, word])
+
+
+def _emit_crc_of_1(builder: ir.IRBuilder, crc: ir.Value, byte: ir.Value) -> ir.Value:
+    instruction = builder.module.declare_intrinsic("llvm.x86.sse42.crc32.32.8", (), ir.FunctionType(_I32, [_I32, _I8]))
+    return builder.zext(builder.call(instruction, [builder.trunc(crc, _I32), builder.trunc(byte, _I8)]), _I64)
+
+
+_crc_of_8 = native_call("crc_of_8", 2, _emit_crc_of_8)
+_crc_of_1 = native_call("crc_of_1", 2, _emit_crc_of_1)
+
+
+@kernel("i8(i8,i8)")
+def crc32c_by_table(data: int, size: int) -> int:
+    """CRC-32C (Castagnoli) of a buffer, on any processor."""
+    crc = 0xFFFFFFFF
+    for i in range(size):
+        crc = _CRC_TABLE[(crc ^ load_u8(data + i)) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
+
+
+crc32c = crc32c_by_table
+
+if _HAS_CRC_INSTRUCTION:
+
+    @kernel("i8(i8,i8)")
+    def crc32c(data: int, size: int) -> int:
+        """CRC-32C (Castagnoli) of a buffer."""
+        crc = 0xFFFFFFFF
+        end = data + size
+        while end - data >= 8:
+            crc = _crc_of_8(crc, load_i64(data))
+            data += 8
+        while data < end:
+            crc = _crc_of_1(crc, load_u8(data))
+            data += 1
+        return crc ^ 0xFFFFFFFF
