@@ -1,0 +1,113 @@
+"""Kafka Connect, distributed mode, with Debezium and the Avro converter as plugins.
+
+Its REST API is as good as cluster administration: it listens on this machine only, connectors cannot override the
+worker's clients, and their files name passwords by environment variable.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from stack import jars, probes
+from stack.servers import postgres
+from stack.servers.kafka import LOGGING, class_path
+from stack.spec import Endpoints, Place, Server
+
+PLUGINS = ("debezium", "converter")
+
+
+def _converter(kind: str, registry: str) -> list[str]:
+    """The schema id goes into the payload (Confluent framing), never into headers."""
+    return [
+        f"{kind}.converter=io.apicurio.registry.utils.converter.AvroConverter",
+        f"{kind}.converter.apicurio.registry.url={registry}",
+        f"{kind}.converter.apicurio.registry.auto-register=true",
+        f"{kind}.converter.apicurio.registry.find-latest=true",
+        f"{kind}.converter.apicurio.registry.as-confluent=true",
+        f"{kind}.converter.apicurio.registry.use-id=contentId",
+        f"{kind}.converter.apicurio.registry.headers.enabled=false",
+    ]
+
+
+def _registry(place: Place) -> str:
+    if external := place.external.get("registry"):
+        parts = urlsplit(external)
+        return f"{parts.scheme}://{parts.netloc}/apis/registry/v2"
+    return f"http://{place.address('registry')}/apis/registry/v2"
+
+
+def properties(place: Place) -> str:
+    registry = _registry(place)
+    return "\n".join(
+        [
+            f"bootstrap.servers={place.external.get('kafka') or place.address('kafka')}",
+            "group.id=headrace-connect",
+            "config.storage.topic=connect.configs",
+            "offset.storage.topic=connect.offsets",
+            "status.storage.topic=connect.status",
+            "config.storage.replication.factor=1",
+            "offset.storage.replication.factor=1",
+            "status.storage.replication.factor=1",
+            "offset.storage.partitions=4",
+            "status.storage.partitions=2",
+            "offset.flush.interval.ms=5000",
+            "scheduled.rebalance.max.delay.ms=0",
+            f"listeners=http://{place.address('connect')}",
+            "rest.advertised.host.name=127.0.0.1",
+            f"rest.advertised.port={place.ports['connect']}",
+            f"plugin.path={place.data('connect') / 'plugins'}",
+            "topic.creation.enable=true",
+            "connector.client.config.override.policy=None",
+            "config.providers=env",
+            "config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider",
+            "config.providers.env.param.allowlist.pattern=[A-Z0-9_]+_(HOST|PORT|USER|PASSWORD)",
+            *_converter("key", registry),
+            *_converter("value", registry),
+            "producer.compression.type=lz4",
+            "producer.linger.ms=20",
+            "producer.batch.size=524288",
+            "producer.max.request.size=16777216",
+            "",
+        ]
+    )
+
+
+def prepare(place: Place) -> None:
+    folder = place.data("connect")
+    (folder / "log4j2.properties").write_text(LOGGING)
+    (folder / "connect.properties").write_text(properties(place))
+    for plugin in PLUGINS:
+        target = folder / "plugins" / plugin
+        target.mkdir(parents=True, exist_ok=True)
+        wanted = {path.name: path for path in jars.paths(plugin, place.cache)}
+        for old in target.iterdir():
+            if old.name not in wanted or not old.exists():
+                old.unlink()
+        for name, path in wanted.items():
+            if not (target / name).exists():
+                (target / name).symlink_to(path)
+
+
+def command(place: Place) -> list[str]:
+    folder = place.data("connect")
+    start = place.java("connect", "512m", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}")
+    main = "org.apache.kafka.connect.cli.ConnectDistributed"
+    return [*start, *class_path(place), main, str(folder / "connect.properties")]
+
+
+def endpoints(place: Place) -> Endpoints:
+    return {"connect": {"url": f"http://{place.address('connect')}"}}
+
+
+SERVER = Server(
+    name="connect",
+    setting="connect.url",
+    ports={"connect": 8083},
+    after=("kafka",),
+    jars=("kafka", *PLUGINS),
+    env=postgres.coordinates,
+    prepare=prepare,
+    command=command,
+    health=lambda place: probes.http_ok(place.ports["connect"], "/connectors"),
+    endpoints=endpoints,
+)

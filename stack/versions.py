@@ -1,0 +1,12 @@
+"""Versions of the servers, in one place: the jar lock, the wheels and docker-compose.yml must agree with it."""
+
+from __future__ import annotations
+
+KAFKA = "4.3.1"
+DEBEZIUM = "3.6.1.Final"
+REGISTRY = "3.3.3"
+CONVERTER = "2.6.13.Final"
+POSTGRES = "16.14"
+REDIS = "6.2.14"
+ARTEMIS = "2.44.0"
+SEAWEEDFS = "4.48"
