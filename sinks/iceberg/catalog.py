@@ -1,0 +1,147 @@
+"""The catalog from settings, and tables made with the properties that a streaming writer needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
+from pyiceberg.schema import Schema, assign_fresh_schema_ids
+from pyiceberg.table import Table
+from pyiceberg.transforms import (
+    BucketTransform,
+    DayTransform,
+    HourTransform,
+    IdentityTransform,
+    MonthTransform,
+    Transform,
+    TruncateTransform,
+    YearTransform,
+)
+
+from headrace.config import LakeSettings
+from headrace.errors import ConfigError, ContractError
+from schemas.contracts import Contract
+from schemas.contracts import PartitionField as ContractPartition
+from sinks.iceberg.commit import trouble
+
+TABLE_PROPERTIES = {
+    # Commit time stays flat over thousands of commits.
+    "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "30",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "10",
+    # Snapshot isolation: the default rejects a compaction that raced an append.
+    "write.delete.isolation-level": "snapshot",
+    "write.parquet.compression-codec": "zstd",
+}
+
+
+def open_catalog(lake: LakeSettings) -> Catalog:
+    """The Iceberg catalog: REST for an http URL, else SQL. Raises `ConfigError`, `UnavailableError`."""
+    if not lake.uri:
+        raise ConfigError("no catalog is configured", where="lake.uri", hint="start the local stack: headrace up")
+    if not lake.warehouse:
+        raise ConfigError("no warehouse is configured", where="lake.warehouse", hint="file:///folder or s3://bucket")
+    rest = lake.uri.startswith(("http://", "https://"))
+    options = {"pool_pre_ping": "true"} if not rest else {}
+    with trouble("catalog"):
+        return load_catalog(
+            lake.catalog,
+            **{
+                "type": "rest" if rest else "sql",
+                "uri": lake.uri,
+                "warehouse": lake.warehouse,
+                **options,
+                **lake.properties,
+            },
+        )
+
+
+def find_table(catalog: Catalog, name: str) -> Table | None:
+    """The table, or None when there is none yet. Raises `UnavailableError`."""
+    with trouble(name):
+        try:
+            return catalog.load_table(name)
+        except NoSuchTableError:
+            return None
+
+
+def create_table(
+    catalog: Catalog,
+    name: str,
+    columns: pa.Schema,
+    *,
+    contract: Contract | None = None,
+    properties: Mapping[str, str] | None = None,
+) -> Table:
+    """Create `name` with `columns`, partitioned as the contract says; the existing table when there is one.
+
+    Columns that the contract marks as personal data get no bounds in manifests, and can't be partitioned by.
+    Raises `ContractError` for a partition that cannot be, `UnavailableError`.
+    """
+    namespace, _, _ = name.rpartition(".")
+    # Ids to refer to columns by until the catalog assigns its own.
+    schema = assign_fresh_schema_ids(Catalog._convert_schema_if_needed(columns))
+    spec = UNPARTITIONED_PARTITION_SPEC
+    chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract), **(properties or {})}
+    if contract is not None and contract.storage is not None:
+        spec = _partition_spec(schema, contract)
+    with trouble(name):
+        with suppress(NamespaceAlreadyExistsError):
+            catalog.create_namespace(namespace)
+        try:
+            return catalog.create_table(name, schema, partition_spec=spec, properties=chosen)
+        except TableAlreadyExistsError:
+            return catalog.load_table(name)
+
+
+def _metrics(schema: Schema, contract: Contract | None) -> dict[str, str]:
+    """No bounds of keys and personal data in manifests, where erasure would not reach them."""
+    columns = ["_key"]
+    if contract is not None:
+        personal = [path for path, spec in contract.walk() if spec.pii]
+        columns += [prefix + path for path in personal for prefix in ("", "before.", "after.")]
+    have = set(schema.column_names)
+    return {f"write.metadata.metrics.column.{name}": "none" for name in columns if name in have}
+
+
+def _partition_spec(schema: Schema, contract: Contract) -> PartitionSpec:
+    assert contract.storage is not None
+    personal = {path for path, spec in contract.walk() if spec.pii}
+    fields = []
+    for number, wanted in enumerate(contract.storage.partition):
+        where = f"{contract.path}: storage.partition"
+        if wanted.column not in schema.column_names:
+            raise ContractError(f"no column {wanted.column}", where=where)
+        if wanted.column in personal:
+            raise ContractError(f"{wanted.column} is personal data: it would stay in paths for ever", where=where)
+        source = schema.find_field(wanted.column)
+        transform = _transform(wanted)
+        if not transform.can_transform(source.field_type):
+            raise ContractError(f"{wanted.transform} does not apply to {source.field_type}", where=where)
+        suffix = "" if wanted.transform == "identity" else f"_{wanted.transform}"
+        fields.append(PartitionField(source.field_id, 1000 + number, transform, wanted.column + suffix))
+    return PartitionSpec(*fields)
+
+
+def _transform(wanted: ContractPartition) -> Transform[Any, Any]:
+    match wanted.transform:
+        case "identity":
+            return IdentityTransform()
+        case "year":
+            return YearTransform()
+        case "month":
+            return MonthTransform()
+        case "day":
+            return DayTransform()
+        case "hour":
+            return HourTransform()
+        case "bucket":
+            return BucketTransform(num_buckets=wanted.argument or 1)
+        case "truncate":
+            return TruncateTransform(width=wanted.argument or 1)

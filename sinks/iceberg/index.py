@@ -1,0 +1,274 @@
+"""Where the live row of each key is: an open-addressing table from 128-bit key hashes to (file, position).
+
+24 bytes a slot (32 with versions), 32 to 60 bytes a key, whatever the key's own size: keys are not stored, their hashes
+are, salted anew in every process. Two of 10^9 keys collide with a probability below 10^-20. All operations take
+columns and release the GIL.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
+
+from headrace.errors import TerminalError
+
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+
+ABSENT = -1
+_REMOVED = -2
+_POSITION_BITS = 40
+_MAX_FULL = 0.75
+_SALT = (secrets.randbits(64), secrets.randbits(64))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Hashes of n keys, 128 bits each."""
+
+    high: UInt64
+    low: UInt64
+
+    def __len__(self) -> int:
+        return len(self.high)
+
+    def take(self, rows: Any) -> Keys:
+        return Keys(self.high[rows], self.low[rows])
+
+
+def locate(file: int, positions: Int64) -> Int64:
+    """Locations of rows at `positions` of file number `file`."""
+    return (np.int64(file) << _POSITION_BITS) + positions
+
+
+def file_of(locations: Int64) -> Int64:
+    return locations >> _POSITION_BITS
+
+
+def position_of(locations: Int64) -> Int64:
+    return locations & ((1 << _POSITION_BITS) - 1)
+
+
+def hash_keys(columns: list[Any]) -> Keys:
+    """Hash rows of key columns (arrays of equal length). Equal values hash equally whatever the width of their type.
+
+    Raises `TerminalError` for types that can't be keys (nested ones).
+    """
+    n = len(columns[0])
+    high = np.full(n, _SALT[0], np.uint64)
+    low = np.full(n, _SALT[1], np.uint64)
+    for column in columns:
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if isinstance(array, pa.ChunkedArray):  # combine_chunks of no chunks
+            array = pa.array([], column.type)
+        if array.null_count:
+            _mix_words(high, low, pc.is_null(array).to_numpy(zero_copy_only=False).astype(np.uint64))
+        _mix_column(high, low, array)
+    return Keys(high, low)
+
+
+def _mix_column(high: UInt64, low: UInt64, array: Any) -> None:
+    kind = array.type
+    t = pa.types
+    if t.is_string(kind) or t.is_binary(kind):
+        array = pc.fill_null(array, "" if t.is_string(kind) else b"") if array.null_count else array
+        _, offsets, data = array.buffers()
+        starts = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
+        text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+        _mix_bytes(high, low, starts, text)
+    elif t.is_decimal(kind):
+        wide = array.cast(pa.decimal128(38, kind.scale))
+        wide = pc.fill_null(wide, 0) if wide.null_count else wide
+        words = np.frombuffer(wide.buffers()[1], np.uint64)[wide.offset * 2 : (wide.offset + len(wide)) * 2]
+        _mix_words(high, low, np.ascontiguousarray(words[0::2]))
+        _mix_words(high, low, np.ascontiguousarray(words[1::2]))
+    elif t.is_floating(kind):
+        floats = pc.fill_null(array, 0).cast(pa.float64()).to_numpy(zero_copy_only=False) + 0.0  # -0.0 becomes 0.0
+        floats[np.isnan(floats)] = np.nan
+        _mix_words(high, low, floats.view(np.uint64))
+    elif t.is_boolean(kind) or t.is_integer(kind) or t.is_temporal(kind):
+        if t.is_temporal(kind):
+            array = array.view(pa.int32() if kind.bit_width == 32 else pa.int64())
+        values = pc.fill_null(array.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        _mix_words(high, low, values.view(np.uint64))
+    else:
+        raise TerminalError(f"a column of type {kind} cannot be part of a key")
+
+
+@njit(cache=True, nogil=True)
+def _stir(high: Any, low: Any, word: Any) -> Any:
+    """One step of a 128-bit mixing: both halves depend on all bits of word and of both halves before."""
+    a = (high ^ word) * np.uint64(0x9E3779B97F4A7C15)
+    a ^= a >> np.uint64(32)
+    b = (low + word) * np.uint64(0xC2B2AE3D27D4EB4F)
+    b ^= b >> np.uint64(29)
+    a = (a + b) * np.uint64(0xBF58476D1CE4E5B9)
+    b = (b ^ (a >> np.uint64(31))) * np.uint64(0x94D049BB133111EB)
+    return a ^ (b >> np.uint64(27)), b ^ (a << np.uint64(17))
+
+
+@njit(cache=True, nogil=True)
+def _mix_words(high: Any, low: Any, words: Any) -> None:
+    for i in range(len(words)):
+        high[i], low[i] = _stir(high[i], low[i], words[i])
+
+
+@njit(cache=True, nogil=True)
+def _mix_bytes(high: Any, low: Any, starts: Any, text: Any) -> None:
+    for i in range(len(high)):
+        a, b = _stir(high[i], low[i], np.uint64(starts[i + 1] - starts[i]))
+        at = starts[i]
+        while at < starts[i + 1]:
+            word = np.uint64(0)
+            for k in range(min(8, starts[i + 1] - at)):
+                word |= np.uint64(text[at + k]) << np.uint64(8 * k)
+            a, b = _stir(a, b, word)
+            at += 8
+        high[i], low[i] = a, b
+
+
+@njit(cache=True, nogil=True)
+def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> None:
+    size = np.uint64(len(where))
+    for i in range(len(high)):
+        at = ((high[i] >> np.uint64(32)) * size) >> np.uint64(32)
+        out[i] = -1
+        while where[at] != -1:
+            if where[at] != -2 and slots_high[at] == high[i] and slots_low[at] == low[i]:
+                out[i] = np.int64(at)
+                break
+            at += np.uint64(1)
+            if at == size:
+                at = np.uint64(0)
+
+
+@njit(cache=True, nogil=True)
+def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> Any:
+    """Put keys in order, the last location wins; `out` gets their slots. Returns (new keys, newly used slots)."""
+    size = np.uint64(len(where))
+    added = 0
+    used = 0
+    for i in range(len(high)):
+        at = ((high[i] >> np.uint64(32)) * size) >> np.uint64(32)
+        free = np.int64(-1)
+        while where[at] != -1:
+            if where[at] == -2:
+                if free < 0:
+                    free = np.int64(at)
+            elif slots_high[at] == high[i] and slots_low[at] == low[i]:
+                break
+            at += np.uint64(1)
+            if at == size:
+                at = np.uint64(0)
+        if where[at] == -1:
+            added += 1
+            if free >= 0:
+                at = np.uint64(free)
+            else:
+                used += 1
+            slots_high[at] = high[i]
+            slots_low[at] = low[i]
+        where[at] = locations[i]
+        out[i] = np.int64(at)
+    return added, used
+
+
+@njit(cache=True, nogil=True)
+def _mark_last(slots: Any, last: Any, keep: Any) -> None:
+    for i in range(len(slots)):
+        last[slots[i]] = i
+    for i in range(len(slots)):
+        keep[i] = last[slots[i]] == i
+
+
+class KeyIndex:
+    """A map from keys to locations, and to versions when `versioned`. Not thread-safe."""
+
+    def __init__(self, capacity: int = 1024, *, versioned: bool = False) -> None:
+        self._versioned = versioned
+        self._live = 0
+        self._used = 0
+        self._allocate(capacity)
+
+    def __len__(self) -> int:
+        return self._live
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self._high, self._low, self._where, self._versions))
+
+    def locations(self, keys: Keys) -> Int64:
+        """Location of each key, `ABSENT` for unknown ones."""
+        slots = self._slots(keys)
+        found: Int64 = np.where(slots >= 0, self._where[slots], ABSENT)
+        return found
+
+    def versions(self, keys: Keys) -> Int64:
+        """Version of each key, the smallest int64 for unknown ones."""
+        slots = self._slots(keys)
+        found: Int64 = np.where(slots >= 0, self._versions[slots], np.iinfo(np.int64).min)
+        return found
+
+    def put(self, keys: Keys, locations: Int64, versions: Int64 | None = None) -> int:
+        """Set locations (and versions); the last of equal keys wins. Returns how many keys are new."""
+        self._reserve(len(keys))
+        slots = np.empty(len(keys), np.int64)
+        added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots)
+        self._live += added
+        self._used += used
+        if versions is not None:
+            self._versions[slots] = versions
+        return int(added)
+
+    def remove(self, keys: Keys) -> None:
+        """Forget keys; unknown ones are no error."""
+        slots = self._slots(keys)
+        slots = np.unique(slots[slots >= 0])
+        self._where[slots] = _REMOVED
+        self._live -= len(slots)
+
+    def clear(self) -> None:
+        self._live = self._used = 0
+        self._allocate(1024)
+
+    def _slots(self, keys: Keys) -> Int64:
+        out = np.empty(len(keys), np.int64)
+        _find(keys.high, keys.low, self._high, self._low, self._where, out)
+        return out
+
+    def _allocate(self, capacity: int) -> None:
+        self._high = np.empty(capacity, np.uint64)
+        self._low = np.empty(capacity, np.uint64)
+        self._where = np.full(capacity, ABSENT, np.int64)
+        self._versions = np.empty(capacity if self._versioned else 0, np.int64)
+
+    def _reserve(self, more: int) -> None:
+        """Make room: grow by half when keys fill the table, rebuild at the same size when removed slots do."""
+        if self._used + more <= len(self._where) * _MAX_FULL:
+            return
+        taken = self._where >= 0
+        keys = Keys(self._high[taken], self._low[taken])
+        where, versions = self._where[taken], self._versions[taken] if self._versioned else None
+        needed = int((self._live + more) / _MAX_FULL) + 1
+        capacity = len(self._where)
+        self._live = self._used = 0
+        self._allocate(capacity if needed * 5 <= capacity * 4 else max(needed, capacity + capacity // 2))
+        self.put(keys, where, versions)
+
+
+def last_of_each(keys: Keys) -> Mask:
+    """True for the last row of each key."""
+    index = KeyIndex(max(16, int(len(keys) / _MAX_FULL) + 1))
+    slots = np.empty(len(keys), np.int64)
+    _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots)
+    keep: Mask = np.empty(len(keys), np.bool_)
+    _mark_last(slots, index._where, keep)
+    return keep

@@ -1,0 +1,213 @@
+"""Data files and position-delete files: Parquet with encodings chosen by type, described for Iceberg's manifests.
+
+Compared with pyiceberg's own writer: about twice the rate and smaller files, and the caller learns which row went to
+which position of which file. Choices: delta-packed integers, dates, times and short decimals (as integers: DuckDB
+cannot read byte-split decimals), byte-split floats, dictionaries only for columns that repeat themselves, zstd 1.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyiceberg.io import FileIO
+from pyiceberg.io.pyarrow import (
+    compute_statistics_plan,
+    data_file_statistics_from_parquet_metadata,
+    parquet_path_to_id_mapping,
+)
+from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
+from pyiceberg.partitioning import PartitionFieldValue, PartitionKey, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table.locations import LocationProvider
+from pyiceberg.typedef import Record
+
+from sinks.iceberg.shape import arrow_schema, fit_rows
+
+Int64 = npt.NDArray[np.int64]
+
+# Reserved ids of Iceberg's position-delete columns.
+DELETE_PATH_ID, DELETE_POS_ID = 2147483546, 2147483545
+_DELETES = pa.schema(
+    [
+        pa.field("file_path", pa.string(), False, {"PARQUET:field_id": str(DELETE_PATH_ID)}),
+        pa.field("pos", pa.int64(), False, {"PARQUET:field_id": str(DELETE_POS_ID)}),
+    ]
+)
+_ROW_GROUP = 1 << 18
+_SAMPLE = 1024
+
+
+@dataclass(frozen=True)
+class Written:
+    """A data file; `rows[i]` is the source row at position i of the file (None: all rows in order)."""
+
+    file: DataFile
+    rows: Int64 | None
+
+
+@dataclass(frozen=True)
+class FileWriter:
+    """Writes files of one table as of one schema. Immutable: make a new one when the table's metadata changes."""
+
+    schema: Schema
+    spec: PartitionSpec
+    properties: Mapping[str, str]
+    io: FileIO
+    locations: LocationProvider
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        return arrow_schema(self.schema)
+
+    @cached_property
+    def _statistics(self) -> tuple[Any, dict[str, int]]:
+        return compute_statistics_plan(self.schema, dict(self.properties)), parquet_path_to_id_mapping(self.schema)
+
+    def write(self, rows: pa.RecordBatch | pa.Table) -> list[Written]:
+        """One file for each partition that `rows` touch. Raises `OSError`; files written until then are orphans."""
+        table = fit_rows(rows, self.arrow)
+        return [
+            Written(self._write_file(table if take is None else table.take(take), key), take)
+            for key, take in self._partitions(table)
+        ]
+
+    def _partitions(self, table: pa.Table) -> Iterator[tuple[PartitionKey | None, Int64 | None]]:
+        if table.num_rows == 0:
+            return
+        if self.spec.is_unpartitioned():
+            yield None, None
+            return
+        values = [self._transformed(table, field) for field in self.spec.fields]
+        codes = np.zeros(table.num_rows, np.int64)
+        for column in values:
+            dense = column.dictionary_encode(null_encoding="encode")
+            codes = codes * (len(dense.dictionary) + 1) + dense.indices.to_numpy(zero_copy_only=False)
+        order = np.argsort(codes, kind="stable")
+        starts = np.flatnonzero(np.r_[True, np.diff(codes[order]) != 0])
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            first = int(order[start])
+            fields = [
+                PartitionFieldValue(field, column[first].as_py())
+                for field, column in zip(self.spec.fields, values, strict=True)
+            ]
+            yield PartitionKey(fields, self.spec, self.schema), (None if len(starts) == 1 else order[start:end])
+
+    def _transformed(self, table: pa.Table, field: Any) -> pa.Array:
+        source = self.schema.find_field(field.source_id)
+        column = table.column(source.name)
+        result = field.transform.pyarrow_transform(source.field_type)(column)
+        return result.combine_chunks() if isinstance(result, pa.ChunkedArray) else result
+
+    def _write_file(self, table: pa.Table, key: PartitionKey | None) -> DataFile:
+        path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
+        metadata, size = _write(self.io, path, table, **_encodings(table))
+        plan, paths = self._statistics
+        statistics = data_file_statistics_from_parquet_metadata(metadata, plan, paths)
+        file = DataFile.from_args(
+            content=DataFileContent.DATA,
+            file_path=path,
+            file_format=FileFormat.PARQUET,
+            partition=key.partition if key else Record(),
+            file_size_in_bytes=size,
+            sort_order_id=None,
+            spec_id=self.spec.spec_id,
+            equality_ids=None,
+            key_metadata=None,
+            **statistics.to_serialized_dict(),
+        )
+        file.spec_id = self.spec.spec_id
+        return file
+
+    def write_deletes(self, of: DataFile, positions: Int64) -> DataFile:
+        """A position-delete file for one data file (file-scoped: Polars reads no others right)."""
+        rows = pa.table(
+            [pa.array([of.file_path]).take(pa.array(np.zeros(len(positions), np.int32))), np.sort(positions)],
+            schema=_DELETES,
+        )
+        path = self.locations.new_data_location(f"{uuid.uuid4()}-deletes.parquet")
+        _, size = _write(self.io, path, rows, compression="zstd", compression_level=1, use_dictionary=["file_path"])
+        bound = {DELETE_PATH_ID: of.file_path.encode()}
+        file = DataFile.from_args(
+            content=DataFileContent.POSITION_DELETES,
+            file_path=path,
+            file_format=FileFormat.PARQUET,
+            partition=of.partition,
+            record_count=len(positions),
+            file_size_in_bytes=size,
+            lower_bounds=bound,
+            upper_bounds=bound,
+        )
+        file.spec_id = of.spec_id
+        return file
+
+
+def _write(io: FileIO, path: str, table: pa.Table, **options: Any) -> tuple[pq.FileMetaData, int]:
+    output = io.new_output(path)
+    with output.create(overwrite=False) as stream:
+        with pq.ParquetWriter(stream, table.schema, store_schema=False, **options) as writer:
+            writer.write_table(table, row_group_size=_ROW_GROUP)
+        size = stream.tell()
+    return writer.writer.metadata, size
+
+
+def _encodings(table: pa.Table) -> dict[str, Any]:
+    """Writer options for this table's leaves, by type and, for text and bytes, by how much a sample repeats."""
+    dictionary: list[str] = []
+    encoding: dict[str, str] = {}
+    for path, kind, column in _leaves(table):
+        if pa.types.is_string(kind) or pa.types.is_binary(kind):
+            if column is None or _repeats(column):
+                dictionary.append(path)
+            else:
+                encoding[path] = "DELTA_LENGTH_BYTE_ARRAY"
+        elif pa.types.is_floating(kind):
+            encoding[path] = "BYTE_STREAM_SPLIT"
+        elif _stored_as_integer(kind):
+            encoding[path] = "DELTA_BINARY_PACKED"
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": dictionary or False,
+        "column_encoding": encoding or None,
+        "store_decimal_as_integer": True,
+    }
+
+
+def _stored_as_integer(kind: pa.DataType) -> bool:
+    if pa.types.is_decimal(kind):
+        return bool(kind.precision <= 18)
+    return bool(pa.types.is_integer(kind) or pa.types.is_temporal(kind))
+
+
+def _repeats(column: Any) -> bool:
+    sample = column.slice(0, _SAMPLE)
+    return bool(pc.count_distinct(sample).as_py() * 2 <= len(sample))
+
+
+def _leaves(table: pa.Table) -> Iterator[tuple[str, pa.DataType, Any]]:
+    """Parquet path, type and values of each leaf; no values inside of lists and maps, whose rows do not align."""
+    for field, column in zip(table.schema, table.columns, strict=True):
+        yield from _descend(field.name, field.type, column)
+
+
+def _descend(path: str, kind: pa.DataType, column: Any) -> Iterator[tuple[str, pa.DataType, Any]]:
+    if pa.types.is_struct(kind):
+        flat = column.slice(0, _SAMPLE).flatten() if column is not None else [None] * kind.num_fields
+        for i in range(kind.num_fields):
+            yield from _descend(f"{path}.{kind.field(i).name}", kind.field(i).type, flat[i])
+    elif pa.types.is_list(kind):
+        yield from _descend(f"{path}.list.element", kind.value_type, None)
+    elif pa.types.is_map(kind):
+        yield from _descend(f"{path}.key_value.key", kind.key_type, None)
+        yield from _descend(f"{path}.key_value.value", kind.item_type, None)
+    else:
+        yield path, kind, column

@@ -1,0 +1,67 @@
+"""What a table remembers about its topic, as table properties set in the same commit as the rows.
+
+One property per topic and partition (a shared value would let two writers overwrite each other):
+`headrace.offset.<topic>.<partition>` the next offset to read; `headrace.position.<topic>.<partition>` the highest log
+position of a change topic; `headrace.source.<topic>.<partition>.<lane>` the highest source offset of a derived topic;
+`headrace.identity.<topic>` the cluster and topic id that the offsets belong to; `headrace.gap.<topic>.<partition>` the
+records that were lost before they were read, `headrace.gap-accepted.<topic>.<partition>` those that somebody accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+COMMIT_ID = "headrace.commit-id"
+KEY = "headrace.key"
+
+Properties = Mapping[str, str]
+
+
+def offset_property(topic: str, partition: int) -> str:
+    return f"headrace.offset.{topic}.{partition}"
+
+
+def position_property(topic: str, partition: int) -> str:
+    return f"headrace.position.{topic}.{partition}"
+
+
+def source_property(topic: str, partition: int, lane: str) -> str:
+    return f"headrace.source.{topic}.{partition}.{lane}"
+
+
+def identity_property(topic: str) -> str:
+    return f"headrace.identity.{topic}"
+
+
+def gap_property(topic: str, partition: int) -> str:
+    return f"headrace.gap.{topic}.{partition}"
+
+
+def accepted_gap_property(topic: str, partition: int) -> str:
+    return f"headrace.gap-accepted.{topic}.{partition}"
+
+
+def stored_offsets(properties: Properties, topic: str) -> dict[int, int]:
+    """Next offset by partition; a partition that was never committed is absent."""
+    prefix = f"headrace.offset.{topic}."
+    found = {}
+    for name, value in properties.items():
+        if name.startswith(prefix) and (partition := name[len(prefix) :]).isdecimal():
+            found[int(partition)] = int(value)
+    return found
+
+
+def source_watermarks(properties: Properties, topic: str, partition: int) -> dict[str, int]:
+    """Highest source offset by lane."""
+    prefix = source_property(topic, partition, "")
+    return {name[len(prefix) :]: int(value) for name, value in properties.items() if name.startswith(prefix)}
+
+
+def progress_properties(properties: Properties, topic: str) -> list[str]:
+    """Names of everything remembered about a topic, for a table that starts over with a new one."""
+    kinds = ("offset", "position", "source", "gap", "gap-accepted")
+    return [
+        name
+        for name in properties
+        if name == identity_property(topic) or any(name.startswith(f"headrace.{kind}.{topic}.") for kind in kinds)
+    ]
