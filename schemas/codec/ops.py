@@ -1,0 +1,26 @@
+"""The words that programs are written in and the layouts that the interpreters share. Numbers only.
+
+A program is a table of operations of eight 64-bit words. In a table at rest COLUMN and SECOND are slots of columns and
+JUMP is the index of an operation; bound to a batch all of them are addresses.
+Each nesting level of arrays and maps has a record: how many items it holds, how many it has room for, how many of the
+current block are to come (in encoding: where the current list ends), and the row of the level above they belong to.
+"""
+
+OP_BYTES = 64
+# Words of an operation. SECOND is the source addresses of strings, the branch chosen of unions, the level of lists.
+CODE, COLUMN, SECOND, ARGUMENT, JUMP, LOW, HIGH, EXTRA = (8 * word for word in range(8))
+
+# Operations whose first act is to read a varint come first.
+OPTION, LONG, INT, STRING, BYTES, ENUM, DECIMAL, SCALED, ZONED, UNION, BLOCK = range(1, 12)
+DOUBLE, FLOAT, BOOLEAN, FIXED, FIXED_DECIMAL, BRANCH, LIST, NEXT = range(12, 20)
+
+LEVEL_BYTES = 48
+CURSOR, CAPACITY, REMAINING, PARENT, SAVED, MINIMUM = (8 * word for word in range(6))
+
+# Reasons, in the order of reasons.TEXTS.
+(TRUNCATED, TRAILING, VARINT, UNION_INDEX, ENUM_INDEX, LENGTH, COUNT, UTF8, BOOLEAN_BYTE, RANGE, DIGITS, TIMESTAMP,
+ TOO_LARGE) = range(1, 14)  # fmt: skip
+
+# State of a decoding run: next message, rows made, bad messages, items wanted at the level that is full.
+NEXT_MESSAGE, ROWS, BAD, WANTED = (8 * word for word in range(4))
+BAD_BYTES = 24
