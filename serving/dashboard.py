@@ -22,7 +22,7 @@ from serving.render import (
     tables_table,
 )
 
-CSS = (Path(__file__).parent / "theme.css").readescape()
+CSS = (Path(__file__).parent / "theme.css").read_text()
 SYNC = "sync:"
 Theme = Literal["light", "dark", "auto"]
 
@@ -48,7 +48,7 @@ class KpiCard:
             f'<div class="headline">{number(kpi.headline)}<small>{escape(kpi.unit)}</small></div>'
         )
         what = "newest window" if kpi.windowed else "since the beginning"
-        self._as_of.setescape(f"{what} · as of {clock(kpi.as_of)} UTC · revision {kpi.revision}")
+        self._as_of.set_text(f"{what} · as of {clock(kpi.as_of)} UTC · revision {kpi.revision}")
         self._chart.options.clear()
         self._chart.options.update(chart_options(kpi))
         self._chart.update()
@@ -105,11 +105,11 @@ def build(collector: Collector, theme: Theme = "auto") -> None:
                 with kpis:
                     cards[kpi.name] = KpiCard(kpi)
         found = snapshot.troubles()
-        state.setescape(f"{len(found)} to look at" if found else "all flowing")
+        state.set_text(f"{len(found)} to look at" if found else "all flowing")
         state.classes(replace=f"pill {'bad' if found else 'ok'}")
-        troubles.setescape("\n".join(found[:6]))
+        troubles.set_text("\n".join(found[:6]))
         troubles.set_visibility(bool(found))
-        as_of.setescape(time.strftime("%H:%M:%S UTC", time.gmtime(now)))
+        as_of.set_text(time.strftime("%H:%M:%S UTC", time.gmtime(now)))
         flows.show(flows_table([f for f in snapshot.flows if not f.name.startswith(SYNC)], now))
         syncs.show(syncs_table([f for f in snapshot.flows if f.name.startswith(SYNC)], now))
         tables.show(tables_table(snapshot.tables, now))

@@ -78,7 +78,8 @@ def _lines(kpi: Kpi) -> dict[str, Any]:
         {
             "name": group,
             "type": "line",
-            "smooth": 0.25,
+            "smooth": 0.2,
+            "smoothMonotone": "x",
             "showSymbol": len(windows) < 3,
             "connectNulls": True,
             "lineStyle": {"width": 2},

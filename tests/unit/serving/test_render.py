@@ -1,0 +1,99 @@
+"""What the dashboard shows of what was collected."""
+
+from __future__ import annotations
+
+import pytest
+
+from serving.collect import ConnectorState, Snapshot, connector_states
+from serving.flows import ProcessState, parse_flows
+from serving.kpis import Kpi, Point
+from serving.render import age, chart_options, html_table, number, size
+
+
+def kpi(measure: str, windows: list[str | None], groups: list[str], value: float = 2.0) -> Kpi:
+    points = tuple(
+        Point(w, {"country": g} if g else {}, value, 1, "2026-01-01T00:00:00+00:00", False)
+        for w in windows
+        for g in groups
+    )
+    return Kpi("k", "K", "EUR", "", measure, windows[0] is not None, points)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "–"),
+        (0, "0"),
+        (4.0712, "4.07"),
+        (312.6, "313"),
+        (48_300, "48.3 k"),
+        (1_234_567, "1.2 M"),
+        (-20_000, "-20.0 k"),
+    ],
+)
+def test_numbers_are_short(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+def test_ages_and_sizes_have_units() -> None:
+    assert [age(s) for s in (None, 3, 120, 7200, 200_000)] == ["–", "3 s", "2 min", "2 h", "2 d"]
+    assert size(1_500_000) == "2 MB"
+
+
+def test_headline_adds_groups_of_the_newest_window_only_where_that_means_something() -> None:
+    windows: list[str | None] = ["2026-01-01T00:00:00+00:00", "2026-01-01T00:01:00+00:00"]
+    assert kpi("sum", windows, ["fr", "de"]).headline == 4.0
+    assert kpi("quantile", windows, ["fr", "de"]).headline == 2.0
+    assert kpi("sum", [None], ["a", "b", "c"]).headline == 6.0
+
+
+def test_windows_become_lines_and_groups_without_windows_bars() -> None:
+    lines = chart_options(kpi("sum", ["2026-01-01T00:00:00+00:00"], ["fr", "de"]))
+    assert [s["name"] for s in lines["series"]] == ["de", "fr"]
+    bars = chart_options(kpi("count", [None], ["new", "paid"]))
+    assert bars["series"][0]["type"] == "bar"
+    assert len(bars["yAxis"]["data"]) == 2
+
+
+def test_cells_are_escaped() -> None:
+    assert "<script>" not in html_table([("a", "")], [[("<script>", "")]], "")
+
+
+def test_the_worst_task_is_the_connectors_state() -> None:
+    answer = {
+        "shop": {
+            "status": {
+                "connector": {"state": "RUNNING"},
+                "tasks": [{"state": "RUNNING"}, {"state": "FAILED", "trace": "no slot\n\tat x"}],
+            }
+        },
+        "empty": {"status": {"connector": {"state": "RUNNING"}, "tasks": []}},
+    }
+    assert connector_states(answer) == [
+        ConnectorState("empty", "NO TASKS", 0),
+        ConnectorState("shop", "FAILED", 2, "no slot"),
+    ]
+
+
+def test_troubles_name_what_is_not_running() -> None:
+    snapshot = Snapshot(
+        connectors=[ConnectorState("shop", "FAILED", 1, "boom")],
+        processes=[ProcessState("sink", "http://x", False, "not ready"), ProcessState("worker", "http://y", True)],
+        problems={"KPIs": "Redis is down"},
+    )
+    assert snapshot.troubles() == ["KPIs: Redis is down", "connector shop is FAILED", "process sink: not ready"]
+
+
+def test_flows_are_read_from_metrics_text() -> None:
+    text = """
+# TYPE headrace_flow_rows_in_total counter
+headrace_flow_rows_in_total{flow="sink",topic="t"} 10.0
+# TYPE headrace_flow_rows_quarantined_total counter
+headrace_flow_rows_quarantined_total{flow="sink",topic="t",rule="magic byte"} 2.0
+headrace_flow_rows_quarantined_total{flow="sink",topic="t",rule="truncated"} 1.0
+# TYPE headrace_flow_lag_records gauge
+headrace_flow_lag_records{flow="sink",topic="t"} 4.0
+"""
+    (flow,) = parse_flows("sink", text)
+    assert (flow.rows_in, flow.quarantined, flow.lag) == (10, 3, 4)
+    assert flow.rules == {"magic byte": 2, "truncated": 1}
