@@ -110,7 +110,8 @@ def _planned(home: Path, options: Options, processes: Sequence[ProcessSpec], ali
     specs = [*known.values(), *(spec for spec in processes if spec.name not in known)]
     preferred = {port: number for name in servers for port, number in SERVERS[name].ports.items()}
     preferred |= {spec.name: spec.port for spec in specs}
-    if unknown := set(options.ports) - set(preferred):
+    every = {port for server in SERVERS.values() for port in server.ports} | set(preferred)
+    if unknown := set(options.ports) - every:
         raise StackError(f"no port {unknown.pop()!r}", where="--port", hint=f"there are {', '.join(preferred)}")
     fixed = {**old.ports, **options.ports}
     running = [*old.servers, *known] if alive else []

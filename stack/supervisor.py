@@ -208,10 +208,11 @@ class Supervisor:
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}{self._last(unit)}"
 
     def _last(self, unit: Unit) -> str:
-        """The last line the child wrote, for a person who has not opened its log yet."""
+        """The last line the child wrote (stack traces left out), for a person who has not opened its log yet."""
         with (self.home / "logs" / f"{unit.name}.log").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
-            lines = file.read().decode(errors="replace").strip().splitlines()
+            text = file.read().decode(errors="replace")
+            lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
         return f": {lines[-1][:300]}" if lines else ""
 
     async def _spawn(self, unit: Unit) -> asyncio.subprocess.Process:

