@@ -114,25 +114,19 @@ def _check(connector: Connector) -> None:
         )
 
 
-def unresolved(validation: dict[str, Any]) -> list[Problem]:
-    """Fields whose placeholder Connect handed on as it stood: no such provider, or no such variable."""
-    found = []
-    for entry in validation.get("configs", []):
-        value = entry.get("value") or {}
-        match = PLACEHOLDER.search(str(value.get("value") or ""))
-        if match:
-            provider, name = match.groups()
-            found.append(Problem(str(value.get("name")), f"Connect knows no {name!r} from provider {provider!r}"))
-    return found
-
-
 def refusals(validation: dict[str, Any]) -> list[Problem]:
-    """What Connect and the plugin say against the configuration, field by field, in their words."""
-    return [
-        Problem(str(entry["value"]["name"]), message)
-        for entry in validation.get("configs", [])
-        for message in (entry.get("value") or {}).get("errors") or []
-    ]
+    """What Connect and the plugin say against the configuration, field by field, in their words.
+
+    A placeholder that Connect handed on as it stood (no such provider, or no such variable) is named instead.
+    """
+    found = []
+    for value in (entry.get("value") or {} for entry in validation.get("configs", [])):
+        messages = value.get("errors") or []
+        match = PLACEHOLDER.search(" ".join([str(value.get("value")), *messages]))
+        if match:
+            messages = [f"Connect knows no {match[2]!r} from its provider {match[1]!r}"]
+        found += [Problem(str(value.get("name")), message) for message in messages]
+    return found
 
 
 def summarize(name: str, status: dict[str, Any]) -> ConnectorStatus:
@@ -193,14 +187,11 @@ class Connect:
     def validate(self, connector: Connector) -> list[Problem]:
         """Everything that is wrong with the configuration; empty when Connect would take it."""
         name = connector.config["connector.class"]
+        plugins = [plugin["class"] for plugin in self._call("GET", "/connector-plugins")]
+        if name not in plugins:
+            return [Problem("connector.class", f"Connect has no plugin {name}; it has {', '.join(plugins)}")]
         body = connector.config | {"name": connector.name}
-        try:
-            found = self._call("PUT", f"/connector-plugins/{quote(name, safe='')}/config/validate", body=body)
-        except ConfigError:
-            return [Problem("connector.class", f"Connect has no plugin {name}")]
-        except TerminalError as e:
-            return [Problem("connector.class", e.what)]
-        return unresolved(found) or refusals(found)
+        return refusals(self._call("PUT", f"/connector-plugins/{quote(name, safe='')}/config/validate", body=body))
 
     def check(self, connector: Connector) -> None:
         """Raise `ContractError` with Connect's own messages, `where` = file and first field."""
@@ -286,5 +277,13 @@ class Connect:
         )
 
     def remove(self, name: str) -> None:
-        """Remove the connector. Its topics, its offsets and its replication slot stay."""
-        self._patiently("DELETE", f"/connectors/{quote(name, safe='')}", time.monotonic() + self.timeout)
+        """Remove the connector and wait until it is gone. Its topics, offsets and replication slot stay."""
+        deadline = time.monotonic() + self.timeout
+        self._patiently("DELETE", f"/connectors/{quote(name, safe='')}", deadline)
+        while time.monotonic() < deadline:
+            try:
+                self.status(name)
+            except ConfigError:
+                return
+            time.sleep(0.1)
+        raise UnavailableError("is still there", where=f"connector {name}", hint="headrace connect status")

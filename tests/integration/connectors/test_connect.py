@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fastavro
+import httpx
+import psycopg
+import pytest
+from confluent_kafka import Consumer
+from psycopg.conninfo import make_conninfo
+
+from connectors.connect import Connect, load_connector
+from headrace.errors import ConfigError, ContractError, TerminalError
+
+SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
+
+
+@dataclass
+class Source:
+    """A database of one test's own, with one table of one row, and its connector file."""
+
+    name: str
+    url: str = field(repr=False)
+    file: Path
+
+    def write(self, **changes: str) -> Path:
+        config = json.loads(SHOP.read_text())["config"] | {
+            "database.dbname": self.name,
+            "topic.prefix": self.name,
+            "table.include.list": "public.things",
+            "slot.name": self.name,
+            "publication.name": self.name,
+            "heartbeat.interval.ms": "500",
+            "topic.creation.default.partitions": "1",
+        }
+        self.file.write_text(json.dumps({"name": self.name, "config": config | changes}))
+        return self.file
+
+
+@pytest.fixture
+def source(postgres_url: str, connect_url: str, tmp_path: Path) -> Iterator[Source]:
+    name = f"t{uuid4().hex[:10]}"
+    url = make_conninfo(postgres_url, dbname=name)
+    with psycopg.connect(postgres_url, autocommit=True) as admin:
+        admin.execute(f"CREATE DATABASE {name}")
+        with psycopg.connect(url) as db:
+            db.execute("CREATE TABLE things (id bigint PRIMARY KEY, price numeric(8, 2), at timestamptz)")
+            db.execute("ALTER TABLE things REPLICA IDENTITY FULL")
+            db.execute("INSERT INTO things VALUES (1, 12.30, '2024-01-02T03:04:05Z')")
+        yield Source(name, url, tmp_path / "one.json")
+        client = Connect(connect_url)
+        if any(one.name == name for one in client.statuses()):
+            client.remove(name)
+        for _ in range(50):
+            slots = admin.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchall()
+            if slots == [(False,)]:
+                admin.execute("SELECT pg_drop_replication_slot(%s)", (name,))
+                slots = []
+            if not slots:
+                break
+            time.sleep(0.2)
+        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_bad_file_gets_connects_own_words_and_the_field(source: Source, connect_url: str) -> None:
+    client = Connect(connect_url)
+    for field, value, words in (
+        ("slot.name", "A-B", "must contain only digits"),
+        ("database.hostname", "${env:NO_SUCH_VARIABLE}", "Connect knows no 'NO_SUCH_VARIABLE'"),
+        ("database.dbname", "no_such_database", "does not exist"),
+        ("connector.class", "io.debezium.Nothing", "has no plugin"),
+    ):
+        with pytest.raises(ContractError) as e:
+            client.apply(load_connector(source.write(**{field: value})))
+        assert words in e.value.what
+        assert e.value.where.startswith(f"{source.file}:")
+        if field != "database.dbname":
+            assert e.value.where == f"{source.file}:{field}"
+    with pytest.raises(ConfigError):
+        client.status(source.name)
+
+
+def test_from_a_file_to_changes_with_their_order(
+    source: Source, connect_url: str, kafka: str, registry_url: str
+) -> None:
+    client, connector = Connect(connect_url), load_connector(source.write())
+    assert client.plan(connector) == "create"
+    assert client.apply(connector).running
+    assert client.plan(connector) == "none"
+    assert client.apply(connector).running
+    with psycopg.connect(source.url) as db:
+        db.execute("UPDATE things SET price = 0.07")
+        db.execute("INSERT INTO things VALUES (2, NULL, NULL)")
+        db.execute("DELETE FROM things WHERE id = 1")
+        before = db.execute("SELECT confirmed_flush_lsn FROM pg_replication_slots").fetchall()
+    events = _read(kafka, f"{source.name}.public.things", 5)
+    decoded = [_decode(registry_url, value) for value in events]
+    assert [d and (d["op"], (d["after"] or d["before"])["id"]) for d in decoded] == [
+        ("r", 1),
+        ("u", 1),
+        ("c", 2),
+        ("d", 1),
+        None,
+    ]
+    assert str(decoded[1]["before"]["price"]) == "12.30"
+    assert [d["transaction"]["total_order"] for d in decoded[1:4]] == [1, 2, 3]
+    _await_flush(source, before)
+    assert len(_read(kafka, f"{source.name}.public.things", 5)) == 5, "heartbeats are no events"
+
+
+def test_a_task_that_fails_is_told_and_restarted(source: Source, connect_url: str, postgres_url: str) -> None:
+    client, connector = Connect(connect_url), load_connector(source.write())
+    with psycopg.connect(postgres_url, autocommit=True) as db:
+        db.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (source.name,))
+        with pytest.raises(TerminalError) as e:
+            client.apply(connector)
+        assert e.value.where == f"connector {source.name}"
+        assert client.status(source.name).state == "FAILED"
+        db.execute("SELECT pg_drop_replication_slot(%s)", (source.name,))
+    client.restart(source.name)
+    deadline = time.monotonic() + 30
+    while not client.status(source.name).running:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    client.remove(source.name)
+    with pytest.raises(ConfigError):
+        client.status(source.name)
+
+
+def _read(kafka: str, topic: str, count: int) -> list[bytes | None]:
+    """Everything in the topic, once `count` records are there."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka,
+            "group.id": uuid4().hex,
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([topic])
+    found: list[bytes | None] = []
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and len(found) < count:
+        found += [m.value() for m in consumer.consume(100, 0.5) if m.error() is None]
+    found += [m.value() for m in consumer.consume(100, 0.5) if m.error() is None]
+    consumer.close()
+    return found
+
+
+def _decode(registry_url: str, value: bytes | None) -> Any:
+    if value is None:
+        return None
+    answer = httpx.get(f"{registry_url}/schemas/ids/{int.from_bytes(value[1:5], 'big')}").json()
+    return fastavro.schemaless_reader(io.BytesIO(value[5:]), fastavro.parse_schema(json.loads(answer["schema"])), None)
+
+
+def _await_flush(source: Source, before: list[tuple[object, ...]]) -> None:
+    """The heartbeat moves the slot although the table is idle."""
+    deadline = time.monotonic() + 20
+    with psycopg.connect(source.url, autocommit=True) as db:
+        while db.execute("SELECT confirmed_flush_lsn FROM pg_replication_slots").fetchall() == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
