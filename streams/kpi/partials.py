@@ -7,9 +7,10 @@ kept as 64-bit hashes (two of n values collide with a probability of about n*n/2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from decimal import Context, Decimal, Inexact
+from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from hashlib import blake2b
 from typing import Any
 
@@ -25,7 +26,7 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 ZERO = Decimal(0)
-MAX_DISTINCT = 250_000
+MAX_DISTINCT = 100_000
 """Distinct values that one group of one partition and window can hold: its state is one Kafka record."""
 
 _EXACT = Context(prec=200, Emin=-999, Emax=999, traps=[Inexact])
@@ -75,7 +76,7 @@ class Partial:
         if self.buckets:
             out["b"] = [list(self.buckets), list(self.buckets.values())]
         if len(self.members):
-            out["m"] = self.members.tobytes().hex()
+            out["m"] = b64encode(self.members.tobytes()).decode()
         return out
 
     @classmethod
@@ -88,7 +89,7 @@ class Partial:
             Decimal(data["l"]) if "l" in data else None,
             Decimal(data["h"]) if "h" in data else None,
             dict(zip(*data["b"], strict=True)) if "b" in data else {},
-            np.frombuffer(bytes.fromhex(data["m"]), np.uint64) if "m" in data else _NO_MEMBERS,
+            np.frombuffer(b64decode(data["m"]), np.uint64) if "m" in data else _NO_MEMBERS,
         )
 
     def same(self, other: Partial) -> bool:
@@ -134,9 +135,7 @@ def aggregate(kpi: Kpi, values: pa.Array | None, signs: Ints, codes: Ints, group
     numbers, valid, digits = _scaled(values, kpi)
     counts = _tally(signs[valid], codes[valid], groups)
     totals = _sums(numbers[valid], signs[valid], codes[valid], groups)
-    return [
-        Partial(n, c, Decimal(t).scaleb(-digits, _EXACT)) for n, c, t in zip(rows, counts, totals, strict=True)
-    ]
+    return [Partial(n, c, Decimal(t).scaleb(-digits, _EXACT)) for n, c, t in zip(rows, counts, totals, strict=True)]
 
 
 def _tally(signs: Ints, codes: Ints, groups: int) -> list[int]:
@@ -187,11 +186,13 @@ def _unscaled(values: pa.Array) -> npt.NDArray[Any]:
 
 
 def _integers(values: pa.Array) -> Ints:
-    return pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+    out: Ints = pc.fill_null(values.cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+    return out
 
 
 def _valid(values: pa.Array) -> Mask:
-    return pc.is_valid(values).to_numpy(zero_copy_only=False)
+    out: Mask = pc.is_valid(values).to_numpy(zero_copy_only=False)
+    return out
 
 
 def _extremes(values: pa.Array, signs: Ints, codes: Ints, rows: list[int]) -> list[Partial]:
@@ -207,13 +208,19 @@ def _extremes(values: pa.Array, signs: Ints, codes: Ints, rows: list[int]) -> li
         valid = valid & np.isfinite(numbers)
     out = [Partial(n) for n in rows]
     numbers, codes, signs = numbers[valid], codes[valid], signs[valid]
-    order = np.argsort(codes, kind="stable")
-    present, starts = np.unique(codes[order], return_index=True)
-    for code, part in zip(present, np.split(order, starts[1:]), strict=True):
+    for code, part in _by_group(codes):
         chosen = numbers[part]
         low, high = (_decimal(v, digits) for v in (chosen.min(), chosen.max()))
         out[code] = replace(out[code], count=int(signs[part].sum()), low=low, high=high)
     return out
+
+
+def _by_group(codes: Ints) -> Iterator[tuple[int, Ints]]:
+    """Each code that occurs, with the rows that it occurs in."""
+    order = np.argsort(codes, kind="stable")
+    present, starts = np.unique(codes[order], return_index=True)
+    parts = np.split(order, starts[1:]) if len(present) else []
+    return zip(present.tolist(), parts, strict=True)
 
 
 def _decimal(value: Any, digits: int) -> Decimal:
@@ -235,19 +242,15 @@ def _buckets(numbers: Ints, signs: Ints, codes: Ints, rows: list[int]) -> list[P
 
 
 def _distinct(values: pa.Array, signs: Ints, codes: Ints, rows: list[int]) -> list[Partial]:
-    coded = values.dictionary_encode()
-    hashes = np.array([hash_value(v) for v in coded.dictionary.to_pylist()], np.uint64)
-    valid = _valid(values)
-    members = hashes[pc.fill_null(coded.indices, 0).to_numpy(zero_copy_only=False)[valid]] if len(hashes) else None
     out = [Partial(n) for n in rows]
-    if members is None:
-        return out
-    counts = _tally(signs[valid], codes[valid], len(rows))
-    present = codes[valid]
-    return [
-        replace(p, count=c, members=np.unique(members[present == code]))
-        for code, (p, c) in enumerate(zip(out, counts, strict=True))
-    ]
+    valid = _valid(values)
+    coded = values.filter(pa.array(valid)).dictionary_encode()
+    hashes = np.array([hash_value(v) for v in coded.dictionary.to_pylist()], np.uint64)
+    members = hashes[coded.indices.to_numpy(zero_copy_only=False)]
+    signs = signs[valid]
+    for code, part in _by_group(codes[valid]):
+        out[code] = replace(out[code], count=int(signs[part].sum()), members=np.unique(members[part]))
+    return out
 
 
 def hash_value(value: Any) -> int:
@@ -286,7 +289,7 @@ def value_of(kpi: Kpi, partial: Partial) -> Decimal | None:
 
 def _quantile(partial: Partial, q: float, resolution: Decimal) -> Decimal:
     """The smallest value that at least a share q of all values does not exceed (nearest rank)."""
-    rank = max(1, -int(-(Decimal(str(q)) * partial.count) // 1))
+    rank = max(1, int((Decimal(str(q)) * partial.count).to_integral_value(ROUND_CEILING)))
     for index in sorted(partial.buckets):
         rank -= partial.buckets[index]
         if rank <= 0:
