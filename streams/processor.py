@@ -1,0 +1,218 @@
+"""What may be put on a topic, and the one wrapper that makes it safe.
+
+A `Processor` does the work on the chunks of one topic. A `Runner` makes a Faust agent of it that acknowledges a chunk
+only after its effects are acknowledged, tries again in place while a server is away, and ends the process on an error
+that trying again cannot help. Faust's own acknowledgement is not used: it lets a chunk pass whose agent has raised.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import random
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from aiokafka import TopicPartition
+
+from headrace import metrics
+from headrace.errors import HeadraceError, TerminalError, TransientError
+from headrace.kafka.columns import Chunk
+from headrace.logs import get_logger
+from streams.transport import ColumnarSchema, Delivery
+
+log = get_logger("streams")
+
+T = TypeVar("T")
+
+# A server that is away this long ends the process; its supervisor starts it again.
+RETRY_SECONDS = 600.0
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 5.0
+
+
+class Committed(NamedTuple):
+    """Where a processor's group stands in a partition, and the note that the processor gave with that offset."""
+
+    offset: int
+    note: str
+
+
+class NotYet(TransientError):
+    """Something awaited is not there yet; asked again soon, quietly. Whoever raises it bounds the wait."""
+
+
+class Processor(Protocol):
+    """Work on the chunks of one source topic, partition by partition, each in offset order.
+
+    All methods run in the worker's event loop; one chunk at a time. Between `assigned` and `revoked` of a partition
+    `process` sees every record from the offset that `assigned` gave on, once. An instance sees partitions come and go
+    as the group is balanced; other instances have the other partitions.
+    """
+
+    name: str
+    source: str
+
+    @property
+    def flow(self) -> str:
+        """Label of this processor's metrics."""
+        return f"agent:{self.name}"
+
+    async def start(self) -> None:
+        """Called once before anything is read."""
+
+    async def stop(self) -> None:
+        """Called once after the last chunk; also when `start` of another processor failed."""
+
+    @abc.abstractmethod
+    async def assigned(self, partition: int, committed: Committed | None) -> int | None:
+        """Load what is needed for a partition and say at which offset to begin; None for the start of the log.
+
+        `committed` is None when this processor has never finished a chunk up to a committed offset: the group may
+        still have an offset, of other processors on the same topic. A `TransientError` is tried again.
+        """
+
+    def revoked(self, partition: int) -> None:
+        """Forget a partition; another instance may have it by now."""
+
+    def note(self, partition: int, offset: int) -> str:
+        """A short text to keep with a commit up to `offset`; comes back in `assigned`. May be called in any thread."""
+        return ""
+
+    @abc.abstractmethod
+    async def process(self, chunk: Chunk) -> None:
+        """Do the work of one chunk (never empty) and return when all its effects are acknowledged by the broker.
+
+        After a `TransientError` it is called again with the same chunk object. Any other exception ends the process;
+        the chunk is then read again by whoever takes over.
+        """
+
+
+class Retry:
+    """Calls again what raised a `TransientError`, with growing pauses, until it works or `seconds` are over."""
+
+    def __init__(self, seconds: float = RETRY_SECONDS) -> None:
+        self.seconds = seconds
+        self.waiting: dict[str, str] = {}
+
+    async def __call__(self, where: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Raises `TerminalError` when the time is over; `waiting` shows what is being waited for meanwhile."""
+        started = time.monotonic()
+        pause = FIRST_PAUSE
+        warned = started
+        try:
+            while True:
+                try:
+                    return await attempt()
+                except TransientError as e:
+                    now = time.monotonic()
+                    if now - started > self.seconds:
+                        raise TerminalError(f"gave up after {now - started:.0f} s: {e}", where=where) from e
+                    if not isinstance(e, NotYet):
+                        self.waiting[where] = str(e)
+                        if warned == started or now - warned > 30:
+                            log.warning("will try again", where=where, **e.as_dict())
+                            warned = now
+                    # Jitter: workers that lost the same server must not come back in step.
+                    await asyncio.sleep(pause * random.uniform(0.5, 1))
+                    pause = min(pause * 2, LONGEST_PAUSE)
+        finally:
+            self.waiting.pop(where, None)
+
+
+class Runner:
+    """The wrapper: runs one processor as a Faust agent on the columnar transport."""
+
+    def __init__(self, processor: Processor, retry: Retry) -> None:
+        self.processor = processor
+        self._retry = retry
+        self._next: dict[int, int] = {}
+        self._behind: dict[int, int] = {}
+        self._partition = -1
+        self._working: asyncio.Future[None] | None = None
+
+    def attach(self, app: Any) -> None:
+        """Declare the agent. A chunk is acknowledged when its effects are; an error ends the app with its reason."""
+
+        async def agent(stream: Any) -> None:
+            async for event in stream.noack().events():
+                delivery: Delivery = event.value
+                if not delivery.live:
+                    continue
+                self._partition = delivery.chunk.partition
+                self._working = asyncio.ensure_future(self._handle(delivery.chunk))
+                try:
+                    await self._working
+                except asyncio.CancelledError:
+                    if delivery.live:
+                        raise
+                    continue
+                except Exception as e:
+                    await app.crash(terminal(e, self.processor, delivery.chunk))
+                    return
+                self._report(delivery.chunk, app.consumer.highwater(TopicPartition(*event.message.tp)))
+                event.ack()
+
+        name = f"headrace.{self.processor.name}"
+        app.agent(app.topic(self.processor.source, schema=ColumnarSchema()), name=name)(agent)
+
+    async def _handle(self, chunk: Chunk) -> None:
+        flow = (self.processor.flow, chunk.topic)
+        # Several processors share a topic's reading, which begins where the first of them wants it.
+        todo = chunk.slice(int(np.searchsorted(chunk.offsets, self._next[chunk.partition])))
+        if len(todo):
+            metrics.ROWS_IN.labels(*flow).inc(len(todo))
+            metrics.BATCH_ROWS.labels(*flow).observe(len(todo))
+            await self._retry(place(self.processor, todo), lambda: self.processor.process(todo))
+        self._next[chunk.partition] = max(self._next[chunk.partition], chunk.next_offset)
+
+    def _report(self, chunk: Chunk, end: int | None) -> None:
+        flow = (self.processor.flow, chunk.topic)
+        self._behind[chunk.partition] = max(0, (end or 0) - chunk.next_offset)
+        newest = int(chunk.timestamps[-1]) / 1000
+        metrics.LAG.labels(*flow).set(sum(self._behind.values()))
+        metrics.LAST_RECORD.labels(*flow).set(newest)
+        metrics.FRESHNESS.labels(*flow).observe(max(0.0, time.time() - newest))
+
+    async def assigned(self, partition: int, committed: Committed | None) -> int | None:
+        """Where the processor begins. Waits until it is no longer at work on what was taken from it."""
+        if self._working is not None:
+            await asyncio.wait({self._working})
+        where = f"{self.processor.flow} {self.processor.source}-{partition}"
+        start = await self._retry(where, lambda: self.processor.assigned(partition, committed))
+        self._next[partition] = start or 0
+        return start
+
+    def forget(self, partition: int) -> None:
+        """Drop a partition, and the chunk of it that is being worked on."""
+        if self._working is not None and self._partition == partition:
+            self._working.cancel()
+        if self._next.pop(partition, None) is not None:
+            self._behind.pop(partition, None)
+            metrics.LAG.labels(self.processor.flow, self.processor.source).set(sum(self._behind.values()))
+            self.processor.revoked(partition)
+
+
+def place(processor: Processor, chunk: Chunk) -> str:
+    """Where an error happened: processor and coordinates."""
+    span = f"@{chunk.offsets[0]}..{chunk.offsets[-1]}" if len(chunk) else ""
+    return f"{processor.flow} {chunk.topic}-{chunk.partition}{span}"
+
+
+def terminal(error: Exception, processor: Processor, chunk: Chunk) -> HeadraceError:
+    """The error to end the process with. Of an unknown error only type and place are told: its text may hold data."""
+    if isinstance(error, HeadraceError):
+        error.where = error.where or place(processor, chunk)
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    found = TerminalError(
+        f"{type(error).__name__} raised at {Path(frame.filename).name}:{frame.lineno} in {frame.name}",
+        where=place(processor, chunk),
+        hint="the chunk is not lost: it is read again when the worker starts",
+    )
+    found.__cause__ = error
+    return found
