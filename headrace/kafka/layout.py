@@ -27,3 +27,6 @@ CODEC_MASK, LOG_APPEND_TIME, TRANSACTIONAL, CONTROL = 0x07, 0x08, 0x10, 0x20
 
 # Codecs.
 GZIP, SNAPPY, LZ4, ZSTD = 1, 2, 3, 4
+
+# Type of the control record that ends an aborted transaction.
+ABORT_MARKER = 0

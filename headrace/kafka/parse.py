@@ -26,8 +26,8 @@ from headrace.native import (
 )
 
 # Columns of the index that `index_batches` fills, one row a batch. DATA and DATA_END are the addresses of its records
-# (of the decompressed ones once the caller has put them there), POSITION is where it starts in the input, MARKER is the
-# type of a control record (0 abort, 1 commit, -1 none).
+# (of the decompressed ones once the caller has put them there), POSITION and SIZE are where its records are in the
+# input, MARKER is the type of a control record (0 abort, 1 commit, -1 none).
 (
     BATCH_BASE_OFFSET,
     BATCH_NEXT_OFFSET,
@@ -41,8 +41,9 @@ from headrace.native import (
     BATCH_MARKER,
     BATCH_STATUS,
     BATCH_POSITION,
-) = range(12)
-INDEX_COLUMNS = 12
+    BATCH_SIZE,
+) = range(13)
+INDEX_COLUMNS = 13
 
 # Values of BATCH_STATUS.
 OK, BAD_CRC, MALFORMED = range(3)
@@ -106,7 +107,8 @@ def index_batches(data: int, index: npt.NDArray[np.int64], check_crc: bool) -> i
     next_offset = 0
     for k in range(len(index)):
         end = p + layout.LOG_OVERHEAD + _signed_32(_load_big_i32(p + layout.LENGTH))
-        index[k, BATCH_POSITION] = p - data
+        index[k, BATCH_POSITION] = p + layout.HEADER_SIZE - data
+        index[k, BATCH_SIZE] = end - p - layout.HEADER_SIZE
         index[k, BATCH_BASE_OFFSET] = _load_big_i64(p)
         if end - p < layout.HEADER_SIZE:
             index[k, BATCH_STATUS] = MALFORMED

@@ -61,7 +61,7 @@ class FetchReader:
 
     def read(
         self,
-        data: bytes,
+        data: bytes | memoryview,
         topic: str,
         partition: int,
         from_offset: int,
@@ -129,8 +129,8 @@ class FetchReader:
         return group, len(index)
 
     def _unpack_batch(self, raw: Bytes, batch: Index) -> int:
-        start = int(batch[parse.BATCH_POSITION]) + layout.HEADER_SIZE
-        plain = raw[start : int(batch[parse.BATCH_DATA_END]) - raw.ctypes.data]
+        start = int(batch[parse.BATCH_POSITION])
+        plain = raw[start : start + int(batch[parse.BATCH_SIZE])]
         codec = int(batch[parse.BATCH_ATTRIBUTES]) & layout.CODEC_MASK
         if codec:
             plain = self._decompressor.decompress(codec, plain)

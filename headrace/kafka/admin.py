@@ -1,0 +1,147 @@
+"""What Headrace asks of a cluster beside records: topics, offsets, identities.
+
+All functions block until the broker answers (at most TIMEOUT_SECONDS a request): from a coroutine, call them through
+`asyncio.to_thread`. They raise `UnavailableError` when the cluster does not answer, `TerminalError` when it refuses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from headrace.config import KafkaSettings
+from headrace.errors import TerminalError, UnavailableError
+from headrace.kafka.client import confluent_options
+from headrace.kafka.errors import from_client
+
+TIMEOUT_SECONDS = 30.0
+
+# (topic, partition)
+Partition = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic to create; 0 partitions takes the number of the settings."""
+
+    partitions: int = 0
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=8)
+def _client(kafka: KafkaSettings) -> AdminClient:
+    return AdminClient(confluent_options(kafka))
+
+
+@contextmanager
+def _errors(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaException, TimeoutError) as e:
+        raise from_client(e, where=where) from e
+
+
+def partitions(kafka: KafkaSettings) -> dict[str, int]:
+    """Number of partitions of every topic; Kafka's internal topics are left out."""
+    with _errors("kafka"):
+        topics = _client(kafka).list_topics(timeout=TIMEOUT_SECONDS).topics
+    return {name: len(topic.partitions) for name, topic in topics.items() if not name.startswith("__")}
+
+
+def ensure_topics(kafka: KafkaSettings, topics: Mapping[str, TopicSpec]) -> set[str]:
+    """Create the topics that are missing, and wait until they can be written to; returns those created.
+
+    A topic that exists is left as it is, whatever its partitions and configuration: adding partitions would move keys.
+    """
+    known = partitions(kafka)
+    missing = {name: spec for name, spec in topics.items() if name not in known}
+    created = set()
+    new = [
+        NewTopic(name, spec.partitions or kafka.partitions, kafka.replication_factor, config=dict(spec.config))
+        for name, spec in missing.items()
+    ]
+    for name, future in (_client(kafka).create_topics(new) if new else {}).items():
+        try:
+            future.result(TIMEOUT_SECONDS)
+            created.add(name)
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise from_client(e, where=name) from e
+    if missing:
+        _await_leaders(kafka, set(missing))
+    return created
+
+
+def _await_leaders(kafka: KafkaSettings, names: set[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while True:
+        with _errors("kafka"):
+            topics = _client(kafka).list_topics(timeout=TIMEOUT_SECONDS).topics
+        ready = {
+            name
+            for name, topic in topics.items()
+            if topic.partitions and all(partition.leader >= 0 for partition in topic.partitions.values())
+        }
+        if names <= ready:
+            return
+        if time.monotonic() > deadline:
+            raise UnavailableError("no leader after creation", where=", ".join(sorted(names - ready)))
+        time.sleep(0.05)
+
+
+def cluster_id(kafka: KafkaSettings) -> str:
+    """Identity of the cluster, which offsets kept elsewhere belong to."""
+    with _errors("kafka"):
+        return str(_client(kafka).describe_cluster().result(TIMEOUT_SECONDS).cluster_id)
+
+
+def topic_ids(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, str]:
+    """Identity of each topic: another one once it was deleted and created again. Unknown topics are left out."""
+    names = list(topics)
+    ids: dict[str, str] = {}
+    for name, future in (_client(kafka).describe_topics(TopicCollection(names)) if names else {}).items():
+        try:
+            ids[name] = str(future.result(TIMEOUT_SECONDS).topic_id)
+        except KafkaException as e:
+            if e.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise from_client(e, where=name) from e
+    return ids
+
+
+def begin_offsets(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, int]:
+    """First offset that is still there, of every partition of these topics."""
+    return _offsets(kafka, topics, OffsetSpec.earliest())
+
+
+def end_offsets(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, int]:
+    """The offset that the next record gets, of every partition of these topics."""
+    return _offsets(kafka, topics, OffsetSpec.latest())
+
+
+def _offsets(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Partition, int]:
+    known = partitions(kafka)
+    asked = {}
+    for topic in topics:
+        if topic not in known:
+            raise TerminalError("no such topic", where=topic)
+        asked.update({TopicPartition(topic, partition): spec for partition in range(known[topic])})
+    out = {}
+    for tp, future in (_client(kafka).list_offsets(asked) if asked else {}).items():
+        with _errors(f"{tp.topic}-{tp.partition}"):
+            out[tp.topic, tp.partition] = int(future.result(TIMEOUT_SECONDS).offset)
+    return out
+
+
+def committed_offsets(kafka: KafkaSettings, group: str) -> dict[Partition, int]:
+    """Offsets that a consumer group has committed; empty for a group that does not exist."""
+    future = _client(kafka).list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
+    with _errors(f"group {group}"):
+        found = future.result(TIMEOUT_SECONDS).topic_partitions
+    return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}

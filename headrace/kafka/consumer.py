@@ -1,0 +1,249 @@
+"""aiokafka's consumer, with columns in place of records.
+
+Group membership, security, metadata, positions, seek, pause and commits stay aiokafka's: only what turns the bytes of a
+fetch into records is exchanged. aiokafka has no seam for that, so these private names are relied on, and its version is
+pinned: `AIOKafkaConsumer._fetcher`, `Fetcher._proc_fetch_request` (its globals MemoryRecords and PartitionRecords are
+bound anew, for one consumer), `Fetcher._fetch_task`, `_fetch_waiters` and `_closed`, `PartitionRecords._unpack_records`
+and the fields it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.consumer import fetcher as client
+from aiokafka.errors import KafkaError, RecordTooLargeError
+from prometheus_client import Counter
+
+from headrace.errors import ConfigError, HeadraceError
+from headrace.kafka import layout
+from headrace.kafka.columns import HEADERS, Chunk
+from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
+from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
+from headrace.kafka.writer import encode_headers
+
+log = logging.getLogger(__name__)
+
+LEGACY_FETCHES = Counter(
+    "headrace_kafka_legacy_fetches",
+    "Fetches in a message format older than Kafka 0.11, read record by record",
+    ("topic",),
+)
+
+
+class _RawMemoryRecords(client.MemoryRecords):
+    """The client's own, which also keeps the bytes that it was made from."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.raw = data
+
+
+class _ColumnarPartitionRecords(client.PartitionRecords):
+    """Yields chunks where the client's yields records; a `HeadraceError` as the last item where reading failed.
+
+    An exception raised here would make the client drop what it has already taken from other partitions, whose positions
+    have moved: those records would be lost.
+    """
+
+    def __init__(self, reader: FetchReader, *arguments: Any) -> None:
+        self._reader = reader
+        super().__init__(*arguments)
+
+    def _unpack_records(self) -> Iterator[Chunk | HeadraceError]:
+        tp = self._tp
+        read_committed = self._isolation_level == client.READ_COMMITTED and self._aborted_transactions
+        chunks = self._reader.read(
+            self._records.raw,
+            tp.topic,
+            tp.partition,
+            self.next_fetch_offset,
+            check_crc=self._check_crcs,
+            hidden=self._is_aborted if read_committed else None,
+        )
+        try:
+            yield from self._advance(chunks)
+        except LegacyFormatError:
+            yield from self._legacy_chunks()
+        except HeadraceError as e:
+            yield e
+
+    def _advance(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        for chunk in chunks:
+            self.next_fetch_offset = chunk.next_offset
+            if len(chunk):
+                yield chunk
+
+    def _is_aborted(self, base_offset: int, producer_id: int, attributes: int, marker: int) -> bool:
+        self._consume_aborted_up_to(base_offset)
+        if marker == layout.ABORT_MARKER:
+            self._aborted_producers.discard(producer_id)
+        return bool(attributes & layout.TRANSACTIONAL) and producer_id in self._aborted_producers
+
+    def _legacy_chunks(self) -> Iterator[Chunk | HeadraceError]:
+        """Message format v0 or v1 (or a fetch that mixes it with v2) through the client's own records."""
+        topic, partition = self._tp
+        _note_legacy(topic)
+        start = self.next_fetch_offset
+        try:
+            records = list(super()._unpack_records())
+        except KafkaError as e:
+            self.next_fetch_offset = start
+            yield CorruptBatchError(f"{type(e).__name__}: {e}", where=f"{topic}-{partition}@{start}")
+            return
+        if records:
+            headers = [[{"key": key, "value": value} for key, value in record.headers] for record in records]
+            yield Chunk(
+                topic,
+                partition,
+                pa.array([record.key for record in records], pa.binary()),
+                pa.array([record.value for record in records], pa.binary()),
+                np.array([record.offset for record in records], np.int64),
+                np.array([-1 if record.timestamp is None else record.timestamp for record in records], np.int64),
+                self.next_fetch_offset,
+                encode_headers(pa.array(headers, HEADERS)) if any(headers) else None,
+            )
+
+
+_legacy_topics: set[str] = set()
+
+
+def _note_legacy(topic: str) -> None:
+    LEGACY_FETCHES.labels(topic).inc()
+    if topic not in _legacy_topics:
+        _legacy_topics.add(topic)
+        log.warning(
+            "topic holds messages older than record batch v2: read slowly, and without a bound on decompression",
+            extra={"topic": topic},
+        )
+
+
+def rebind(function: Callable[..., Any], **names: Any) -> types.FunctionType:
+    """A copy of a function that sees these objects under these global names.
+
+    Raises ImportError when the function does not use one of the names: then another version is installed than the one
+    this was written for.
+    """
+    for name in names:
+        if name not in function.__code__.co_names:
+            raise ImportError(f"the installed aiokafka is not the pinned one: {function.__qualname__} lacks {name}")
+    copy = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **names},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
+
+
+class ColumnarConsumer(AIOKafkaConsumer):
+    """`AIOKafkaConsumer` whose `getmany` gives {TopicPartition: [Chunk, ...]} and whose `getone` gives one `Chunk`.
+
+    Takes aiokafka's arguments (no deserializers) and the bounds of a chunk; `headers=False` leaves headers out.
+    `max_records` counts chunks. `position()` and `commit()` without offsets are after the chunks given out.
+
+    Beside aiokafka's errors, `getmany` and `getone` raise `CorruptBatchError` and `DecompressionLimitError`, with the
+    position before the bad batch (nothing of other partitions is lost), and `FetchStoppedError` at every call once the
+    background fetching has died, where aiokafka would say for ever that there is nothing.
+    """
+
+    def __init__(self, *topics: str, headers: bool = True, limits: ReadLimits | None = None, **options: Any) -> None:
+        for name in ("key_deserializer", "value_deserializer"):
+            if options.get(name) is not None:
+                raise ConfigError("columns are decoded by schemas.codec, not by the consumer", where=name)
+        self._reader = FetchReader(limits or ReadLimits(), headers=headers)
+        self._failure: tuple[TopicPartition, HeadraceError] | None = None
+        super().__init__(*topics, **options)
+
+    @property
+    def _fetcher(self) -> Any:
+        return self.__dict__.get("_fetcher")
+
+    @_fetcher.setter
+    def _fetcher(self, fetcher: Any) -> None:
+        if fetcher is not None:
+            self._make_columnar(fetcher)
+        self.__dict__["_fetcher"] = fetcher
+
+    def _make_columnar(self, fetcher: Any) -> None:
+        def partition_records(*arguments: Any) -> _ColumnarPartitionRecords:
+            return _ColumnarPartitionRecords(self._reader, *arguments)
+
+        # start() sets the fetcher before the first step of its task.
+        function = rebind(
+            client.Fetcher._proc_fetch_request, MemoryRecords=_RawMemoryRecords, PartitionRecords=partition_records
+        )
+        fetcher._proc_fetch_request = types.MethodType(function, fetcher)
+        fetcher._fetch_task.add_done_callback(lambda task: self._on_fetch_end(fetcher, task))
+
+    @staticmethod
+    def _on_fetch_end(fetcher: Any, task: asyncio.Task[None]) -> None:
+        if fetcher._closed:
+            return
+        error = _fetch_stopped(task)
+        log.error("fetching has stopped", exc_info=error)
+        for waiter in list(fetcher._fetch_waiters):
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _raise_failure(self) -> None:
+        fetcher = self._fetcher
+        if fetcher is not None and not fetcher._closed and fetcher._fetch_task.done():
+            raise _fetch_stopped(fetcher._fetch_task)
+        if self._failure is not None:
+            (tp, error), self._failure = self._failure, None
+            if tp in self.assignment():
+                raise error
+
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> dict[TopicPartition, list[Chunk]]:
+        """Chunks fetched so far, or within the timeout; `max_records` bounds the number of chunks."""
+        self._raise_failure()
+        try:
+            fetched = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
+        except RecordTooLargeError as e:
+            raise _cut_off(e) from e
+        out: dict[TopicPartition, list[Chunk]] = {}
+        for tp, items in fetched.items():
+            chunks = [item for item in items if isinstance(item, Chunk)]
+            if len(chunks) < len(items):
+                self._failure = tp, items[-1]
+            if chunks:
+                out[tp] = chunks
+        if not out:
+            self._raise_failure()
+        return out
+
+    async def getone(self, *partitions: TopicPartition) -> Chunk:
+        """The next chunk of any (of these) partitions; waits for ever."""
+        self._raise_failure()
+        try:
+            item = await super().getone(*partitions)
+        except RecordTooLargeError as e:
+            raise _cut_off(e) from e
+        if isinstance(item, HeadraceError):
+            raise item
+        chunk: Chunk = item
+        return chunk
+
+
+def _fetch_stopped(task: asyncio.Task[None]) -> FetchStoppedError:
+    cause = None if task.cancelled() else task.exception()
+    reason = f": {(cause.__cause__ or cause)!r}" if cause else ""
+    error = FetchStoppedError(f"the consumer's fetch task has ended{reason}", hint="restart the process")
+    error.__cause__ = cause
+    return error
+
+
+def _cut_off(error: RecordTooLargeError) -> CorruptBatchError:
+    return CorruptBatchError(f"a record batch is cut off: {error}", hint="start a new consumer at the committed offset")

@@ -1,0 +1,147 @@
+"""aiokafka's producer, which also takes columns.
+
+Columns become whole record batches that go through aiokafka's public `send_batch`: idempotence, transactions, retries
+and security stay aiokafka's. Private names relied on, under a pinned version: the methods of
+`aiokafka.producer.message_accumulator.BatchBuilder` (`_set_producer_state` and `_build` among them, called when the
+sender takes the batch), and of the producer `_message_accumulator` (its `_batch_size` and `_compression_type`),
+`_max_request_size` and `_txn_manager`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from aiokafka import AIOKafkaProducer
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import RecordMetadata
+
+from headrace.errors import HeadraceError
+from headrace.kafka.reader import ReadLimits
+from headrace.kafka.writer import Columns, EncodedBatch, encode_batches, encode_one_batch, partition_for
+
+
+class _ColumnarBatch(BatchBuilder):
+    """What the client's sender asks of a batch, for one that is born full.
+
+    The header waits for `_build`: producer id, epoch and sequence are given when the sender takes the batch. A retry
+    sends the same bytes.
+    """
+
+    def __init__(self, batch: EncodedBatch) -> None:
+        self._batch = batch
+        self._producer_state = (-1, -1, -1)
+        self._buffer: memoryview | None = None
+
+    def append(self, **_: Any) -> None:
+        """Nothing can be added."""
+
+    def close(self) -> None:
+        """It is closed from the start."""
+
+    def closed(self) -> bool:
+        return True
+
+    def record_count(self) -> int:
+        return self._batch.records
+
+    def size(self) -> int:
+        return len(self._batch.payload)
+
+    def _set_producer_state(self, producer_id: int, producer_epoch: int, base_sequence: int) -> None:
+        self._producer_state = (producer_id, producer_epoch, base_sequence)
+
+    def _build(self) -> memoryview:
+        if self._buffer is None:
+            self._buffer = self._batch.finish(*self._producer_state).data
+        return self._buffer
+
+
+class ColumnarProducer(AIOKafkaProducer):
+    """`AIOKafkaProducer` with `send_columns` and `send_by_key`; its other methods work as ever.
+
+    Each future resolves to the batch's `RecordMetadata` (its offset is that of the batch's first row), or to None with
+    acks=0. Batches of one call are sent in order. With `enable_idempotence` or transactions nothing is sent twice.
+    """
+
+    async def send_columns(
+        self,
+        topic: str,
+        partition: int,
+        keys: pa.BinaryArray | None,
+        values: pa.BinaryArray,
+        timestamps: npt.NDArray[np.int64] | None = None,
+        headers: pa.ListArray | None = None,
+        atomic: bool = False,
+    ) -> list[asyncio.Future[RecordMetadata]]:
+        """Send rows to one partition, in order; one future a record batch.
+
+        `keys` None is all null; null values are tombstones; `timestamps` are milliseconds, now by default; `headers` is
+        list<struct<key: string, value: binary>>. `atomic` puts all rows into exactly one record batch, which Kafka
+        appends whole or not at all. Waits until the batch before has left. Raises `BatchTooLargeError` when a row (or
+        `atomic`, all rows) does not fit a request of max_request_size (the rows before that row may be sent, none at
+        all when atomic), and aiokafka's errors.
+        """
+        columns = Columns(keys, values, timestamps, headers)
+        try:
+            batches = iter([self._encode_one(columns)]) if atomic else self._encode(columns)
+            return [await self.send_batch(_ColumnarBatch(batch), topic, partition=partition) for batch in batches]
+        except HeadraceError as e:
+            e.where = e.where or f"{topic}-{partition}"
+            raise
+
+    async def send_by_key(
+        self,
+        topic: str,
+        keys: pa.BinaryArray,
+        values: pa.BinaryArray,
+        timestamps: npt.NDArray[np.int64] | None = None,
+        headers: pa.ListArray | None = None,
+    ) -> list[asyncio.Future[RecordMetadata]]:
+        """Send each row to the partition of its key, as Kafka's default partitioner chooses; order is kept per key.
+
+        Rows with a null key go to one partition, another at each call. One future a record batch; raises as
+        `send_columns`, with other partitions' rows possibly sent.
+        """
+        partitions = sorted(await self.partitions_for(topic))
+        chosen = partition_for(keys, len(partitions))
+        chosen[chosen < 0] = self._null_key_turn % len(partitions)
+        self._null_key_turn += 1
+        futures: list[asyncio.Future[RecordMetadata]] = []
+        for place in np.unique(chosen).tolist():
+            rows = np.flatnonzero(chosen == place)
+            futures += await self.send_columns(
+                topic,
+                partitions[place],
+                keys.take(pa.array(rows)),
+                values.take(pa.array(rows)),
+                None if timestamps is None else np.asarray(timestamps)[rows],
+                None if headers is None else headers.take(pa.array(rows)),
+            )
+        return futures
+
+    @property
+    def _transactional(self) -> bool:
+        return self._txn_manager is not None and self._txn_manager.transactional_id is not None
+
+    def _encode(self, columns: Columns) -> Iterator[EncodedBatch]:
+        return encode_batches(
+            columns,
+            codec=self._message_accumulator._compression_type,
+            max_batch_bytes=min(self._message_accumulator._batch_size, self._max_request_size),
+            max_record_bytes=self._max_request_size,
+            transactional=self._transactional,
+        )
+
+    def _encode_one(self, columns: Columns) -> EncodedBatch:
+        return encode_one_batch(
+            columns,
+            codec=self._message_accumulator._compression_type,
+            max_plain_bytes=ReadLimits().max_decompressed_bytes,
+            max_bytes=self._max_request_size,
+            transactional=self._transactional,
+        )
