@@ -6,6 +6,7 @@ NOT_FRAMED = "not framed"
 UNKNOWN_SCHEMA = "unknown schema id"
 UNSUPPORTED_SCHEMA = "unsupported schema"
 INCOMPATIBLE_SCHEMA = "incompatible schema"
+FORBIDDEN_NULL = "null where required"
 
 # By the interpreter's numbers.
 TEXTS = (
