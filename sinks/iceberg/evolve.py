@@ -51,7 +51,19 @@ def _merge_fields(have: list[pa.Field], come: list[pa.Field], path: str) -> list
     for field in have:
         other = incoming.pop(field.name, None)
         merged.append(field if other is None else field.with_type(_wider(field.type, other.type, path + field.name)))
-    return merged + [field.with_nullable(True) for field in incoming.values()]
+    return merged + [_optional(field) for field in incoming.values()]
+
+
+def _optional(field: pa.Field) -> pa.Field:
+    """Nothing is required at any depth: a writer may drop a field later."""
+    kind = field.type
+    if pa.types.is_struct(kind):
+        kind = pa.struct([_optional(kind.field(i)) for i in range(kind.num_fields)])
+    elif pa.types.is_list(kind):
+        kind = pa.list_(_optional(kind.value_field))
+    elif pa.types.is_map(kind):
+        kind = pa.map_(kind.key_field, _optional(kind.item_field))
+    return pa.field(field.name, kind, True)
 
 
 def _wider(have: pa.DataType, come: pa.DataType, path: str) -> pa.DataType:

@@ -78,7 +78,9 @@ def hash_keys(columns: list[Any]) -> Keys:
 def _mix_column(high: UInt64, low: UInt64, array: Any) -> None:
     kind = array.type
     t = pa.types
-    if t.is_string(kind) or t.is_binary(kind):
+    if t.is_fixed_size_binary(kind):
+        _mix_column(high, low, array.cast(pa.binary()))
+    elif t.is_string(kind) or t.is_binary(kind):
         array = pc.fill_null(array, "" if t.is_string(kind) else b"") if array.null_count else array
         _, offsets, data = array.buffers()
         starts = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)

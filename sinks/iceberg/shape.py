@@ -48,21 +48,22 @@ def fit_rows(rows: pa.RecordBatch | pa.Table, schema: pa.Schema) -> pa.Table:
     columns = []
     for field in schema:
         at = rows.schema.get_field_index(field.name)
-        columns.append(pa.nulls(rows.num_rows, field.type) if at < 0 else _fit(rows.column(at), field.type))
+        columns.append(pa.nulls(rows.num_rows, field.type) if at < 0 else fit(rows.column(at), field.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _fit(column: Any, kind: pa.DataType) -> Any:
+def fit(column: Any, kind: pa.DataType) -> Any:
+    """`column` cast to `kind`, struct fields matched by name at any depth. Raises `pa.ArrowInvalid`."""
     if column.type == kind:
         return column
     if isinstance(column, pa.ChunkedArray):
-        return pa.chunked_array([_fit(chunk, kind) for chunk in column.chunks], kind)
+        return pa.chunked_array([fit(chunk, kind) for chunk in column.chunks], kind)
     if not pa.types.is_struct(kind):
         return column.cast(kind)
     fields = [kind.field(i) for i in range(kind.num_fields)]
     have = {column.type.field(i).name: i for i in range(column.type.num_fields)}
     # flatten() applies the parent's validity and offset to the children.
     flat = column.flatten()
-    children = [_fit(flat[have[f.name]], f.type) if f.name in have else pa.nulls(len(column), f.type) for f in fields]
+    children = [fit(flat[have[f.name]], f.type) if f.name in have else pa.nulls(len(column), f.type) for f in fields]
     mask = column.is_null() if column.null_count else None
     return pa.StructArray.from_arrays(children, fields=fields, mask=mask)

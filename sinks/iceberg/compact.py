@@ -1,0 +1,110 @@
+"""In-band maintenance: small and half-dead files rewritten, old snapshots expired, by the process that owns the table.
+
+A separate compactor would lose every race against a writer that commits each second. Rewriting is size-tiered: files of
+one partition are merged once several of about the same size exist, so each row is rewritten a few times in its life,
+whatever the table's size; one group at a time, bounded in bytes, so a commit never waits long behind it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table.update.snapshot import ExpireSnapshots
+
+from headrace.logs import get_logger
+from sinks.iceberg.commit import TableCommitter, name_of, trouble
+from sinks.iceberg.metadata_cache import transaction
+from sinks.iceberg.shape import arrow_schema, fit_rows
+
+EXPIRE_EVERY = 50
+KEEP_SNAPSHOTS = 20
+# Compressed bytes: files of this size are left alone, and a rewrite reads at most as many.
+TARGET_BYTES = 64 << 20
+SMALLEST_TIER_BYTES = 256 << 10
+TIER_FACTOR = 8
+FILES_TO_MERGE = 4
+DEAD_SHARE = 0.2
+
+log = get_logger("iceberg")
+
+
+def dead_rows(task: FileScanTask) -> int:
+    """Rows of the task's file that position deletes have removed."""
+    return sum(file.record_count for file in task.delete_files)
+
+
+def choose(tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE) -> list[FileScanTask]:
+    """The group of files most worth rewriting into one, of one partition; empty when none is.
+
+    A group is a tier of at least `at_least` small files, or the files with many dead rows of a partition.
+    """
+    groups: dict[tuple[Any, int], list[FileScanTask]] = defaultdict(list)
+    for task in tasks:
+        size = task.file.file_size_in_bytes
+        if dead_rows(task) > DEAD_SHARE * task.file.record_count:
+            tier = -1
+        elif size < TARGET_BYTES // 2:
+            tier = _tier(size)
+        else:
+            continue
+        groups[task.file.partition, tier].append(task)
+    worth = [_bounded(group) for (_, tier), group in groups.items() if tier < 0 or len(group) >= at_least]
+    return max(worth, key=len, default=[])
+
+
+def _tier(size: int) -> int:
+    tier, limit = 0, SMALLEST_TIER_BYTES
+    while size >= limit:
+        tier, limit = tier + 1, limit * TIER_FACTOR
+    return tier
+
+
+def _bounded(group: list[FileScanTask]) -> list[FileScanTask]:
+    """As many of the group as one rewrite may read, at least one."""
+    taken: list[FileScanTask] = []
+    total = 0
+    for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
+        total += task.file.file_size_in_bytes
+        if taken and total > TARGET_BYTES:
+            break
+        taken.append(task)
+    return taken
+
+
+def live_rows(table: Table, tasks: Sequence[FileScanTask]) -> pa.Table:
+    """The rows of these files that are not deleted, in the table's present schema."""
+    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
+    return fit_rows(scan.to_table(tasks), arrow_schema(table.schema()))
+
+
+def paths_of(tasks: Sequence[FileScanTask]) -> frozenset[str]:
+    """These data files and the delete files that apply to them (file-scoped, so to nothing else)."""
+    return frozenset(path for t in tasks for path in (t.file.file_path, *(file.file_path for file in t.delete_files)))
+
+
+def expire(committer: TableCommitter, keep: int = KEEP_SNAPSHOTS) -> int:
+    """Forget all but the newest `keep` snapshots of the table; their files stay for the sweep. Returns how many."""
+    table = committer.table
+    snapshots = sorted(table.metadata.snapshots, key=lambda s: s.sequence_number or 0)
+    pinned = {ref.snapshot_id for ref in table.metadata.refs.values()}
+    old = [s.snapshot_id for s in snapshots[:-keep] if s.snapshot_id not in pinned]
+    if not old:
+        return 0
+    staged = transaction(table)
+    ExpireSnapshots(staged).by_ids(old).commit()
+    with trouble(name_of(table)):
+        try:
+            committer.table = staged.commit_transaction()
+        except CommitFailedException as e:
+            # Someone else changed the table: expiring can wait for the next time.
+            log.info("expiry postponed", table=name_of(table), reason=str(e))
+            committer.reload()
+            return 0
+    return len(old)
