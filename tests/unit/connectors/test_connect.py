@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from connectors.connect import Problem, load_connector, refusals, summarize, unresolved
+from connectors.connect import Problem, load_connector, refusals, summarize
 from headrace.errors import ConfigError, ContractError
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
@@ -55,13 +55,18 @@ def test_a_file_that_is_no_connector_is_refused(tmp_path: Path) -> None:
 def test_validation_gives_fields_and_words_of_connect() -> None:
     answer = {
         "configs": [
-            {"value": {"name": "database.hostname", "value": "${env:NOPE}", "errors": ["no such host"]}},
+            {"value": {"name": "database.hostname", "value": None, "errors": ["${env:NOPE} has invalid format"]}},
+            {"value": {"name": "database.dbname", "value": "${env:NONE}", "errors": []}},
             {"value": {"name": "slot.name", "value": "A-B", "errors": ["Invalid value", "may hold only a-z"]}},
             {"value": {"name": "database.port", "value": "5432", "errors": []}},
         ]
     }
-    assert unresolved(answer) == [Problem("database.hostname", "Connect knows no 'NOPE' from provider 'env'")]
-    assert [p.message for p in refusals(answer) if p.field == "slot.name"] == ["Invalid value", "may hold only a-z"]
+    assert refusals(answer) == [
+        Problem("database.hostname", "Connect knows no 'NOPE' from its provider 'env'"),
+        Problem("database.dbname", "Connect knows no 'NONE' from its provider 'env'"),
+        Problem("slot.name", "Invalid value"),
+        Problem("slot.name", "may hold only a-z"),
+    ]
 
 
 @pytest.mark.parametrize(
