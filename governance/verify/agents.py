@@ -1,0 +1,57 @@
+"""Agents: each record below the group's committed offset is in the output once, quarantined, or dropped by a rule."""
+
+from __future__ import annotations
+
+from governance.verify.avro import Schemas
+from governance.verify.kafka import KafkaReader
+from governance.verify.ledger import Ledger, first_appearances
+from governance.verify.report import Check, coordinates
+
+
+def check_agent(
+    kafka: KafkaReader,
+    schemas: Schemas,
+    ledger: Ledger,
+    group: str,
+    stage: str,
+    source: str,
+    partitions: int,
+    output: str,
+) -> Check:
+    """`stage` is the agent's name in the quarantine; output partition = source partition.
+
+    Committed offsets come after the output is acknowledged, so everything below them must be accounted for.
+    """
+    check = Check(f"{source} -> {output}", f"records through {stage}")
+    committed = kafka.committed(group, source, partitions)
+    for partition in range(partitions):
+        low, high = kafka.bounds(source, partition)
+        below = min(committed.get(partition, 0), high)
+        check.lag += max(0, high - max(below, low))
+        out_low, out_high = kafka.bounds(output, partition)
+        held = ledger.offsets(stage, source, partition)
+        produced = {
+            row["source_offset"]
+            for _, row in first_appearances(schemas, kafka.read(output, partition, out_low, out_high))
+        }
+        if out_low > 0:
+            check.note = f"{output} has lost its oldest records to retention: those are not compared"
+            low = max(low, min(produced, default=below))
+        for record in kafka.read(source, partition, low, below):
+            where = coordinates(source, partition, record.offset)
+            entry = held.get(record.offset)
+            if record.offset in produced:
+                if entry is not None:
+                    check.offend(where, f"in the output and {entry.disposition} by {entry.rule!r}")
+                check.compared += 1
+            elif entry is None:
+                check.offend(where, "neither in the output, nor quarantined, nor dropped by a rule")
+            elif entry.disposition == "dropped":
+                check.dropped += 1
+            else:
+                check.quarantined += 1
+                if entry.value != record.value:
+                    check.offend(where, "the quarantine holds another value than Kafka")
+        if unknown := {offset for offset in produced if offset >= high}:
+            check.offend(coordinates(source, partition, min(unknown)), "in the output, but Kafka has no such record")
+    return check

@@ -1,0 +1,236 @@
+"""Current-state tables against the database, row by row, while it goes on changing.
+
+The table is read first, at its cut. Then the database is read in one transaction that sees a fixed set of other
+transactions (`pg_current_snapshot`). Whatever those changed after the table's cut is taken from Kafka, by transaction
+id, and applied to the copy in hand; then both must be equal. The feed is still arriving, so a difference is looked at
+again for a bounded time before it counts.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from governance.verify.avro import Schemas
+from governance.verify.kafka import KafkaReader, Record
+from governance.verify.lake import Lake, Table
+from governance.verify.report import Check, coordinates
+from governance.verify.values import canonical, difference, from_avro, from_database
+from headrace.errors import DecodeError, UnavailableError
+
+Key = tuple[Hashable, ...]
+META = ("_partition", "_offset", "_timestamp")
+
+
+@dataclass(frozen=True)
+class Visible:
+    """PostgreSQL's pg_snapshot: which transactions a reader sees. See the manual, "Transaction ID and Snapshot"."""
+
+    xmin: int
+    xmax: int
+    running: frozenset[int]
+
+    @classmethod
+    def parse(cls, text: str) -> Visible:
+        xmin, xmax, running = text.split(":")
+        return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
+
+    def sees(self, xid: int) -> bool:
+        """`xid` as Debezium reports it: its low 32 bits."""
+        full = (self.xmax & ~0xFFFFFFFF) | (xid & 0xFFFFFFFF)
+        if full > self.xmax + (1 << 31):
+            full -= 1 << 32
+        return full < self.xmax and full not in self.running
+
+
+@dataclass(frozen=True)
+class DatabaseRows:
+    visible: Visible
+    rows: list[dict[str, Any]]
+    key: tuple[str, ...]
+
+
+def read_database(url: str, schema: str, name: str) -> DatabaseRows:
+    """All rows of one table at one moment, with its primary key. Raises `UnavailableError`."""
+    try:
+        with psycopg.connect(url, options="-c timezone=UTC") as connection:
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            connection.read_only = True
+            snapshot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
+            assert snapshot is not None
+            keys = connection.execute(
+                "SELECT a.attname FROM pg_index i JOIN LATERAL unnest(i.indkey) WITH ORDINALITY k(n, o) ON true "
+                "JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.n "
+                "WHERE i.indrelid = %s::regclass AND i.indisprimary ORDER BY k.o",
+                [f'"{schema}"."{name}"'],
+            ).fetchall()
+            with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
+                cursor.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, name)))
+                rows = cursor.fetchall()
+    except psycopg.OperationalError as e:
+        raise UnavailableError("the source database cannot be reached", where=f"{schema}.{name}") from e
+    except psycopg.errors.UndefinedTable:
+        rows, keys, snapshot = [], [], ("0:0:",)
+    return DatabaseRows(Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys))
+
+
+def _changes(
+    kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int]
+) -> list[tuple[Record, dict[str, Any]]]:
+    """Change events from `start` to the end of each partition; `start` is moved there."""
+    found = []
+    for partition, offset in list(start.items()):
+        high = kafka.bounds(topic, partition)[1]
+        for record in kafka.read(topic, partition, offset, high):
+            if record.value is None:
+                continue
+            try:
+                value, schema = schemas.decode(record.value)
+            except DecodeError:
+                continue
+            found.append((record, from_avro(value, schema)))
+        start[partition] = max(high, offset)
+    return found
+
+
+def _position(event: dict[str, Any]) -> tuple[int, int] | None:
+    order = (event.get("transaction") or {}).get("total_order")
+    if order is None:
+        return None
+    first = (json.loads(event["source"].get("sequence") or "[null]") or [None])[0]
+    return int(first or 0), order
+
+
+def check_current(
+    kafka: KafkaReader,
+    schemas: Schemas,
+    lake: Lake,
+    topic: str,
+    partitions: int,
+    table: Table,
+    database_url: str,
+    *,
+    patience: float = 60.0,
+) -> Check:
+    """The table equals the database at one moment; keyless tables as multisets."""
+    schema, name = topic.split(".")[-2:]
+    check = Check(topic, f"{table.name} equals {schema}.{name}")
+    columns = _columns(lake, table)
+    held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
+    database = read_database(database_url, schema, name)
+    expected = [{c: from_database(v, columns.get(c, "")) for c, v in row.items()} for row in database.rows]
+    start = {p: max(table.offsets(topic).get(p, 0), kafka.bounds(topic, p)[0]) for p in range(partitions)}
+    applied: dict[int, tuple[int, int]] = {}
+    for partition in range(partitions):
+        text = table.properties.get(f"headrace.position.{topic}.{partition}", "")
+        if ":" in text:
+            lsn, order = text.split(":")
+            applied[partition] = (int(lsn), int(order))
+    state = _Keyed(database.key, held) if database.key else _Keyless(held)
+    deadline = time.monotonic() + patience
+    while True:
+        for record, event in _changes(kafka, schemas, topic, start):
+            position = _position(event)
+            if position is not None:
+                if position <= applied.get(record.partition, (-1, -1)):
+                    continue
+                applied[record.partition] = position
+            xid = event["source"].get("txId")
+            if event["op"] == "r" or xid is None or database.visible.sees(xid):
+                state.apply(record, event)
+        if not state.differs(expected) or time.monotonic() > deadline:
+            break
+        time.sleep(1.0)
+    check.compared = len(expected)
+    state.report(check, topic, expected)
+    return check
+
+
+def _columns(lake: Lake, table: Table) -> dict[str, str]:
+    if not table.columns:
+        return {}
+    schema = lake.execute(f"SELECT * FROM {lake.scan(table)} LIMIT 0").to_arrow_reader().schema
+    return {field.name: str(field.type) for field in schema}
+
+
+def _strip(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in META and value is not None}
+
+
+def _freeze(row: dict[str, Any]) -> Hashable:
+    return tuple(sorted((name, repr(value)) for name, value in _strip(row).items()))
+
+
+class _Keyed:
+    def __init__(self, key: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+        self._key = key
+        self._twice: list[dict[str, Any]] = []
+        self._rows: dict[Key, dict[str, Any]] = {}
+        for row in rows:
+            at = self._at(row)
+            if at in self._rows:
+                self._twice.append(row)
+            self._rows[at] = row
+
+    def _at(self, row: dict[str, Any]) -> Key:
+        return tuple(row.get(name) for name in self._key)
+
+    def apply(self, record: Record, event: dict[str, Any]) -> None:
+        before, after = event.get("before"), event.get("after")
+        if before is not None:
+            self._rows.pop(self._at(before), None)
+        if after is not None:
+            meta = {"_partition": record.partition, "_offset": record.offset}
+            self._rows[self._at(after)] = {**canonical(after), **meta}
+
+    def differs(self, expected: list[dict[str, Any]]) -> bool:
+        if self._twice or len(expected) != len(self._rows):
+            return True
+        return any(
+            (row := self._rows.get(self._at(want))) is None or difference(_strip(want), _strip(row)) is not None
+            for want in expected
+        )
+
+    def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
+        for row in self._twice:
+            check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {self._at(row)} is there twice")
+        left = dict(self._rows)
+        for want in expected:
+            at = self._at(want)
+            if at not in left:
+                check.offend(topic, f"key {at} is in the database, not in the table")
+                continue
+            row = left.pop(at)
+            if (wrong := difference(_strip(want), _strip(row))) is not None:
+                check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {at}: {wrong}")
+        for at, row in left.items():
+            where = coordinates(topic, row["_partition"], row["_offset"])
+            check.offend(where, f"key {at} is in the table, not in the database")
+
+
+class _Keyless:
+    """Without a key only inserts have a meaning: rows compare as a multiset."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = Counter(_freeze(row) for row in rows)
+
+    def apply(self, record: Record, event: dict[str, Any]) -> None:
+        if event["op"] in ("c", "r") and event.get("after") is not None:
+            self._rows[_freeze(canonical(event["after"]))] += 1
+
+    def differs(self, expected: list[dict[str, Any]]) -> bool:
+        return self._rows != Counter(_freeze(row) for row in expected)
+
+    def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
+        want = Counter(_freeze(row) for row in expected)
+        for row, n in (want - self._rows).items():
+            check.offend(topic, f"{n} x in the database, not in the table: {row}")
+        for row, n in (self._rows - want).items():
+            check.offend(topic, f"{n} x in the table, not in the database: {row}")

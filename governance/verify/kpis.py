@@ -1,0 +1,275 @@
+"""Published KPI values against a recomputation in SQL over the lake, at the values' own cut.
+
+The newest publication of a source says, per partition, up to which offset its values are exact. Whatever was published
+before and not since must still be right at that cut, so all values are compared at one cut. The SQL repeats the rules
+that `streams.kpi.contributions` states (repeats by position, later snapshots, watermark, lateness) and shares no code
+with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+
+from governance.verify.avro import Schemas
+from governance.verify.kafka import KafkaReader
+from governance.verify.lake import Lake, Table
+from governance.verify.report import Check
+from governance.verify.values import from_avro
+from headrace.config import Settings
+from headrace.errors import UnavailableError
+from schemas.contracts import ContractSet
+from schemas.kpis import Kpi, load_kpis
+from schemas.names import table_name
+
+VALUES = "kpi.values"
+EARLIER = "PARTITION BY p ORDER BY o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING"
+UNTIL = "PARTITION BY p ORDER BY o ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"
+
+Key = tuple[datetime | None, str]
+Cut = dict[int, int]
+
+
+@dataclass
+class Published:
+    """Newest value of each key of one KPI, and the newest cut."""
+
+    revision: int
+    cut: Cut
+    values: dict[Key, float | None]
+    final: set[Key]
+
+
+def read_published(kafka: KafkaReader, schemas: Schemas) -> dict[str, Published]:
+    """All of `kpi.values`, folded by revision."""
+    found: dict[str, Published] = {}
+    newest: dict[tuple[str, Key], int] = {}
+    for partition in range(kafka.topics().get(VALUES, 0)):
+        low, high = kafka.bounds(VALUES, partition)
+        for record in kafka.read(VALUES, partition, low, high):
+            if record.value is None:
+                continue
+            value, schema = schemas.decode(record.value)
+            row = from_avro(value, schema)
+            kpi = found.setdefault(row["kpi"], Published(-1, {}, {}, set()))
+            cut = json.loads(row["cut"])
+            if row["revision"] >= kpi.revision:
+                kpi.revision = row["revision"]
+                kpi.cut = {int(p): int(o) for p, o in next(iter(cut.values()), {}).items()}
+            key = (row.get("window_start"), row["group"])
+            if row["revision"] >= newest.get((row["kpi"], key), -1):
+                newest[row["kpi"], key] = row["revision"]
+                kpi.values[key] = row.get("value")
+                if row.get("final"):
+                    kpi.final.add(key)
+    return found
+
+
+def check_kpis(
+    settings: Settings,
+    kafka: KafkaReader,
+    schemas: Schemas,
+    lake: Lake,
+    contracts: ContractSet,
+    *,
+    patience: float = 60.0,
+) -> list[Check]:
+    """One check per declared KPI whose source exists."""
+    topics = kafka.topics()
+    published = read_published(kafka, schemas)
+    checks = []
+    for kpi in load_kpis(settings.content).values():
+        if kpi.source not in topics:
+            continue
+        check = Check(f"kpi {kpi.name}", f"values equal a recomputation from {kpi.source}")
+        with check.guarded():
+            _check(check, kpi, published.get(kpi.name), kafka, lake, contracts, patience, topics[kpi.source])
+        checks.append(check)
+    return checks
+
+
+def _check(
+    check: Check,
+    kpi: Kpi,
+    found: Published | None,
+    kafka: KafkaReader,
+    lake: Lake,
+    contracts: ContractSet,
+    patience: float,
+    partitions: int,
+) -> None:
+    if found is None:
+        if any(kafka.bounds(kpi.source, p)[1] for p in range(partitions)):
+            check.offend(kpi.name, f"nothing is published, though {kpi.source} has records")
+        return
+    contract = contracts.by_topic.get(kpi.source)
+    derived = contract is not None and bool(contract.derived_from)
+    name = (
+        contract.storage.table
+        if derived and contract is not None and contract.storage
+        else table_name("bronze", kpi.source)
+    )
+    table = _reach(lake, name, kpi.source, found.cut, patience)
+    expected = recompute(lake, table, kpi, found.cut)
+    check.lag = sum(kafka.bounds(kpi.source, p)[1] - found.cut.get(p, 0) for p in range(partitions))
+    for key, value in expected.items():
+        if key not in found.values:
+            check.offend(_name(kpi, key), f"not published; recomputed {value}")
+        elif not _same(kpi, value, found.values[key]):
+            check.offend(_name(kpi, key), f"published {found.values[key]}, recomputed {value} at {found.cut}")
+        check.compared += 1
+    for key, value in found.values.items():
+        if key not in expected and value not in (None, 0.0):
+            check.offend(_name(kpi, key), f"published {value}, recomputed nothing at {found.cut}")
+
+
+def _name(kpi: Kpi, key: Key) -> str:
+    return f"{kpi.name} {key[0].isoformat() if key[0] else 'all time'} {key[1]}"
+
+
+def _same(kpi: Kpi, expected: float | None, found: float | None) -> bool:
+    if expected is None or found is None:
+        return expected == found
+    slack = float(kpi.resolution) * 1.000001 if kpi.measure == "quantile" and kpi.resolution else 0.0
+    return math.isclose(expected, found, rel_tol=1e-9, abs_tol=max(slack, 1e-9))
+
+
+def _reach(lake: Lake, name: str, topic: str, cut: Cut, patience: float) -> Table:
+    """The table, once it holds everything below the cut. Raises `UnavailableError` when it does not get there."""
+    deadline = time.monotonic() + patience
+    while True:
+        table = lake.table(name)
+        if table is not None:
+            held = table.offsets(topic)
+            missing = {p: o for p, o in cut.items() if held.get(p, 0) < o}
+            if not missing:
+                return table
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{name} has not reached the cut {cut}", where=topic, hint="is the sink running?")
+        time.sleep(0.5)
+        lake.refresh()
+
+
+def recompute(lake: Lake, table: Table, kpi: Kpi, cut: Cut) -> dict[Key, float | None]:
+    """The KPI's values over the table's rows below the cut."""
+    if not table.columns:
+        return {}
+    images = _change_images(lake, table, cut) if "op" in table.columns and "source" in table.columns else None
+    sql = f"WITH {images or _event_images(lake, table, cut)}, {_counted(kpi)} {_measured(kpi)}"
+    out: dict[Key, float | None] = {}
+    try:
+        rows = lake.rows(sql)
+        for row in rows:
+            group = {name: row.get(f"dim_{i}") for i, name in enumerate(kpi.dimensions)}
+            value = row.get("value")
+            out[row.get("__starts"), group_text(group)] = None if value is None else float(value)
+    except duckdb.Error as e:
+        raise UnavailableError(f"DuckDB: {e}", where=f"kpi {kpi.name}") from e
+    return out
+
+
+def group_text(group: Mapping[str, Any]) -> str:
+    plain = {k: str(v) if isinstance(v, datetime | Decimal) else v for k, v in group.items()}
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def _below(cut: Cut) -> str:
+    parts = [f"(_partition = {p} AND _offset < {o})" for p, o in cut.items()]
+    return f"({' OR '.join(parts) or 'false'})"
+
+
+def _event_images(lake: Lake, table: Table, cut: Cut) -> str:
+    """Each row counts once."""
+    return f"""image AS (
+        SELECT _partition AS p, _offset AS o, 0 AS seq, 1 AS sign, 0 AS segment, 0 AS segments,
+               epoch_us(_timestamp) AS arrived, row_data
+        FROM (SELECT t AS row_data, _partition, _offset, _timestamp FROM {lake.scan(table)} t WHERE {_below(cut)})
+    )"""
+
+
+def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
+    """A change takes its row before away and adds its row after; repeats and stale snapshot rows do neither."""
+    return f"""log AS (
+        SELECT _partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op, "before" AS old, "after" AS new,
+               CASE WHEN "transaction".total_order IS NOT NULL
+                    THEN coalesce(CAST(CAST(source.sequence AS JSON) ->> '$[0]' AS HUGEINT), 0) * 4294967296
+                         + "transaction".total_order END AS pos,
+               op = 'r' AND coalesce(source.snapshot, '') <> 'incremental' AS read_whole,
+               op = 't' OR (op = 'r' AND coalesce(source.snapshot, '') = 'incremental') AS ignored,
+               coalesce(source.lsn, 0)::HUGEINT * 4294967296 + coalesce(source."txId", 0) AS snapshot
+        FROM {lake.scan(table)} WHERE {_below(cut)} AND op IS NOT NULL
+    ), seen AS (
+        SELECT *, max(pos) OVER ({EARLIER}) AS highest,
+               max(CASE WHEN read_whole THEN snapshot END) OVER ({EARLIER}) AS newest
+        FROM log
+    ), kept AS (
+        SELECT *, count(*) FILTER (WHERE read_whole AND (newest IS NULL OR snapshot > newest)) OVER ({UNTIL}) AS segment
+        FROM seen
+    ), fresh AS (
+        SELECT *, max(segment) OVER (PARTITION BY p) AS segments FROM kept
+        WHERE NOT ignored AND (pos IS NULL OR highest IS NULL OR pos > highest)
+          AND NOT (read_whole AND newest IS NOT NULL AND snapshot < newest)
+    ), image AS (
+        SELECT p, o, 0 AS seq, -1 AS sign, segment, segments, arrived, old AS row_data
+        FROM fresh WHERE op IN ('u', 'd') AND old IS NOT NULL
+        UNION ALL
+        SELECT p, o, 1 AS seq, 1 AS sign, segment, segments, arrived, new AS row_data
+        FROM fresh WHERE op IN ('c', 'u', 'r') AND new IS NOT NULL
+    )"""
+
+
+def _counted(kpi: Kpi) -> str:
+    """Images that count, with the window they count in."""
+    condition = f"({kpi.filter})" if kpi.filter else "true"
+    if kpi.window_us is None:
+        return f"""counted AS (
+            SELECT * FROM (
+                SELECT NULL::TIMESTAMP AS __starts, sign AS __sign, row_data.* FROM image WHERE segment = segments
+            ) WHERE {condition}
+        )"""
+    window, lateness = kpi.window_us, kpi.lateness_us
+    return f"""timed AS (
+        SELECT *, epoch_us(row_data."{kpi.event_time}") AS happened FROM image
+    ), event AS (
+        SELECT p, o, min(segment) AS segment, least(arg_max(happened, seq), min(arrived)) AS bounded
+        FROM timed WHERE happened IS NOT NULL GROUP BY p, o
+    ), watermark AS (
+        SELECT p, o, max(bounded) OVER ({EARLIER}) AS high FROM event
+    ), begun AS (
+        SELECT p, segment, min_by(high, o) AS high FROM event JOIN watermark USING (p, o) GROUP BY p, segment
+    ), placed AS (
+        SELECT timed.*, watermark.high, CAST(floor(happened / {window}) AS BIGINT) * {window} AS start_us
+        FROM timed JOIN watermark USING (p, o) WHERE happened IS NOT NULL
+    ), counted AS (
+        SELECT * FROM (
+            SELECT make_timestamp(start_us) AS __starts, sign AS __sign, row_data.*
+            FROM placed LEFT JOIN begun later ON later.p = placed.p AND later.segment = placed.segment + 1
+            WHERE (placed.high IS NULL OR start_us + {window} + {lateness} > placed.high)
+              AND (placed.segment = segments OR start_us + {window} + {lateness} <= later.high)
+        ) WHERE {condition}
+    )"""
+
+
+def _measured(kpi: Kpi) -> str:
+    dims = "".join(f', "{name}" AS dim_{i}' for i, name in enumerate(kpi.dimensions))
+    names = ", ".join(["__starts", *(f'"{name}"' for name in kpi.dimensions)])
+    field = f'"{kpi.field}"'
+    exact = f"round({field}::DECIMAL(38, {min(kpi.digits or 0, 18)}), {kpi.digits})" if kpi.retracts else field
+    value = {
+        "count": "sum(__sign)",
+        "sum": f"sum(__sign * {exact})",
+        "avg": f"sum(__sign * {exact}) / sum(__sign) FILTER (WHERE {field} IS NOT NULL)",
+        "min": f"min({field})",
+        "max": f"max({field})",
+        "distinct": f"count(DISTINCT {field})",
+        "quantile": f"quantile_disc({field}, {kpi.q})",
+    }[kpi.measure]
+    return f"SELECT __starts{dims}, {value} AS value FROM counted GROUP BY {names} HAVING sum(__sign) <> 0"

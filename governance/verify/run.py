@@ -1,0 +1,170 @@
+"""The whole verification: which flows there should be, and one check for each.
+
+What should exist is read from declarations (contracts, connector files) and from Kafka's own list of topics, never
+from what the pipeline says it does: a topic that no table holds is an offence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from governance.verify.agents import check_agent
+from governance.verify.avro import Schemas
+from governance.verify.current import check_current
+from governance.verify.kafka import KafkaReader
+from governance.verify.kpis import check_kpis
+from governance.verify.lake import Lake, Table
+from governance.verify.landed import check_bronze, check_derived, check_upsert
+from governance.verify.ledger import Ledger
+from governance.verify.report import Check, Report
+from headrace.config import Settings
+from headrace.errors import ConfigError
+from schemas.contracts import Contract, ContractSet, load_contracts
+from schemas.names import table_name
+from streams.app import load_agents
+
+Progress = Callable[[str], None]
+
+
+def captured_prefixes(folders: Iterable[Path]) -> list[str]:
+    """`topic.prefix` of every connector file."""
+    found = []
+    for folder in folders:
+        for path in sorted((folder / "connectors" / "debezium").glob("*.json")):
+            try:
+                data = json.loads(path.read_text())
+            except ValueError as e:
+                raise ConfigError(f"is not JSON: {e}", where=str(path)) from e
+            config = data.get("config", data)
+            if prefix := config.get("topic.prefix"):
+                found.append(prefix)
+    return found
+
+
+def change_topics(topics: Iterable[str], prefixes: Iterable[str]) -> list[str]:
+    """Topics of captured tables: `<prefix>.<schema>.<table>`."""
+    return sorted(
+        t for t in topics if any(t.startswith(f"{p}.") and t.count(".") >= p.count(".") + 2 for p in prefixes)
+    )
+
+
+class Verification:
+    """Runs the checks one after the other; each can be asked for alone by the topic or table it concerns."""
+
+    def __init__(self, settings: Settings, *, patience: float = 60.0, progress: Progress = lambda _: None) -> None:
+        self.settings = settings
+        self.patience = patience
+        self.progress = progress
+        self.kafka = KafkaReader(settings.kafka)
+        self.schemas = Schemas(settings.registry.url)
+        self.lake = Lake(settings.lake)
+        self.contracts: ContractSet = load_contracts(settings.content)
+        self.prefixes = captured_prefixes(settings.content)
+
+    def run(self, only: Iterable[str] = (), *, kpis: bool = True) -> Report:
+        """`only` keeps the checks whose flow contains one of the given texts."""
+        wanted = tuple(only)
+        self.progress("reading the quarantine")
+        # Tables are read before the quarantine: what a table's cut has passed is in the quarantine by then.
+        topics = self.kafka.topics()
+        tables = {name: self.lake.table(name) for name in self.lake.names()}
+        self.ledger = Ledger(self.kafka, self.schemas)
+        checks: list[Check] = []
+
+        def add(flow: str, what: str, make: Callable[[], Check]) -> None:
+            if wanted and not any(text in flow or text in what for text in wanted):
+                return
+            self.progress(f"{flow}: {what}")
+            failed = Check(flow, what)
+            with failed.guarded():
+                checks.append(make())
+                return
+            checks.append(failed)
+
+        for topic in change_topics(topics, self.prefixes):
+            self._cdc(add, topic, topics[topic], tables)
+        for contract in self.contracts:
+            if contract.is_cdc or contract.topic not in topics:
+                continue
+            if contract.derived_from or contract.is_builtin:
+                self._derived(add, contract, topics[contract.topic], tables)
+            else:
+                self._bronze(add, contract.topic, topics[contract.topic], tables)
+        for agent in load_agents(self.settings.content):
+            if agent.source in topics and agent.output in topics:
+                group = self.settings.worker.application
+                stage, source, output = f"agent:{agent.name}", agent.source, agent.output
+                add(
+                    f"{source} -> {output}",
+                    f"records through {stage}",
+                    lambda g=group, st=stage, s=source, o=output: check_agent(
+                        self.kafka, self.schemas, self.ledger, g, st, s, topics[s], o
+                    ),
+                )
+        if kpis and (not wanted or any("kpi" in text for text in wanted)):
+            self.progress("recomputing KPIs")
+            checks.extend(
+                check_kpis(self.settings, self.kafka, self.schemas, self.lake, self.contracts, patience=self.patience)
+            )
+        return Report(checks)
+
+    def _bronze(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
+        table = tables.get(name := table_name("bronze", topic))
+        add(
+            topic,
+            f"records in {name}",
+            lambda: (
+                check_bronze(self.kafka, self.schemas, self.lake, self.ledger, topic, partitions, table)
+                if table is not None
+                else self._missing(topic, name, partitions)
+            ),
+        )
+
+    def _cdc(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
+        self._bronze(add, topic, partitions, tables)
+        contract = self.contracts.by_topic.get(topic)
+        name = contract.storage.table if contract and contract.storage else table_name("silver", topic)
+        prefix = next(p for p in self.prefixes if topic.startswith(f"{p}."))
+        url = self.settings.databases.get(prefix)
+        schema, source = topic.split(".")[-2:]
+
+        def check() -> Check:
+            table = self.lake.table(name)
+            if table is None:
+                return self._missing(topic, name, partitions)
+            if url is None:
+                note = f"not compared: no database is named for {prefix} (setting databases.{prefix})"
+                return Check(topic, f"{name} equals {schema}.{source}", note=note)
+            return check_current(
+                self.kafka, self.schemas, self.lake, topic, partitions, table, url, patience=self.patience
+            )
+
+        self.lake.refresh()
+        add(topic, f"{name} equals {schema}.{source}", check)
+
+    def _derived(
+        self, add: Callable[..., None], contract: Contract, partitions: int, tables: dict[str, Table | None]
+    ) -> None:
+        if contract.storage is None:
+            return
+        topic, name, mode, key = contract.topic, contract.storage.table, contract.storage.mode, contract.key
+        table = tables.get(name)
+
+        def check() -> Check:
+            if table is None:
+                return self._missing(topic, name, partitions)
+            if mode == "upsert":
+                return check_upsert(self.kafka, self.schemas, self.lake, topic, partitions, table, key)
+            return check_derived(self.kafka, self.schemas, self.lake, topic, partitions, table)
+
+        add(topic, f"records in {name}", check)
+
+    def _missing(self, topic: str, name: str, partitions: int) -> Check:
+        check = Check(topic, f"records in {name}")
+        for partition in range(partitions):
+            low, high = self.kafka.bounds(topic, partition)
+            if high > low:
+                check.offend(f"{topic}/{partition}/{low}", f"there is no table {name}")
+        return check

@@ -1,0 +1,369 @@
+"""The verifier verified: a pipeline's result, made by hand, passes; each way of spoiling it is found.
+
+What a pipeline would have written is written here with plain libraries (confluent-kafka, fastavro, pyiceberg), so that
+a test can lose, double or change exactly one thing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import fastavro
+import httpx
+import psycopg
+import pyarrow as pa
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from pyiceberg.catalog.sql import SqlCatalog
+
+from governance.verify.agents import check_agent
+from governance.verify.avro import Schemas
+from governance.verify.current import check_current
+from governance.verify.kafka import KafkaReader
+from governance.verify.kpis import Published, _check, recompute
+from governance.verify.lake import Lake
+from governance.verify.landed import check_bronze, check_derived
+from governance.verify.ledger import Ledger
+from governance.verify.report import Check
+from headrace.config import LakeSettings, Settings
+from schemas.contracts import ContractSet
+from schemas.kpis import Kpi
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+ROW = {
+    "type": "record",
+    "name": "Value",
+    "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "country", "type": ["null", "string"], "default": None},
+        {"name": "amount", "type": {"type": "bytes", "logicalType": "decimal", "precision": 12, "scale": 2}},
+        {"name": "created_at", "type": {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"}},
+    ],
+}
+ENVELOPE = {
+    "type": "record",
+    "name": "Envelope",
+    "fields": [
+        {"name": "before", "type": ["null", ROW], "default": None},
+        {"name": "after", "type": ["null", "Value"], "default": None},
+        {
+            "name": "source",
+            "type": {
+                "type": "record",
+                "name": "Source",
+                "fields": [
+                    {"name": "snapshot", "type": ["null", "string"], "default": None},
+                    {"name": "sequence", "type": ["null", "string"], "default": None},
+                    {"name": "txId", "type": ["null", "long"], "default": None},
+                    {"name": "lsn", "type": ["null", "long"], "default": None},
+                ],
+            },
+        },
+        {"name": "op", "type": "string"},
+        {
+            "name": "transaction",
+            "type": [
+                "null",
+                {"type": "record", "name": "block", "fields": [{"name": "total_order", "type": "long"}]},
+            ],
+            "default": None,
+        },
+    ],
+}
+CLEAN = {
+    "type": "record",
+    "name": "Clean",
+    "fields": [{"name": "id", "type": "long"}, {"name": "source_offset", "type": "long"}],
+}
+ARROW_ROW = pa.struct(
+    [
+        ("id", pa.int64()),
+        ("country", pa.string()),
+        ("amount", pa.decimal128(12, 2)),
+        ("created_at", pa.timestamp("us", "UTC")),
+    ]
+)
+KAFKA = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
+BRONZE = pa.schema(
+    [
+        ("before", ARROW_ROW),
+        ("after", ARROW_ROW),
+        (
+            "source",
+            pa.struct(
+                [("snapshot", pa.string()), ("sequence", pa.string()), ("txId", pa.int64()), ("lsn", pa.int64())]
+            ),
+        ),
+        ("op", pa.string()),
+        ("transaction", pa.struct([("total_order", pa.int64())])),
+        *KAFKA,
+        ("_key", pa.binary()),
+    ]
+)
+CURRENT = pa.schema([*ARROW_ROW, *KAFKA])
+
+
+@dataclass
+class World:
+    """One captured table with its topic, and the lake that a pipeline would have made of it."""
+
+    settings: Settings
+    topic: str
+    database: str
+    records: list[dict[str, Any]] = field(default_factory=list)
+    bronze: list[dict[str, Any]] = field(default_factory=list)
+    current: list[dict[str, Any]] = field(default_factory=list)
+
+    def lake(self, folder: Path) -> Lake:
+        """Write the tables as they stand and open them."""
+        lake = LakeSettings(uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
+        catalog = SqlCatalog(lake.catalog, uri=lake.uri, warehouse=lake.warehouse)
+        held = {f"headrace.offset.{self.topic}.0": str(len(self.records))}
+        for name, schema, rows in (("bronze.t", BRONZE, self.bronze), ("silver.t", CURRENT, self.current)):
+            catalog.create_namespace_if_not_exists(name.split(".")[0])
+            table = catalog.create_table(name, schema=schema, properties=held)
+            table.append(pa.Table.from_pylist(rows, schema=schema))
+        return Lake(lake)
+
+    def checks(self, folder: Path) -> dict[str, Check]:
+        lake, kafka = self.lake(folder), KafkaReader(self.settings.kafka)
+        schemas = Schemas(self.settings.registry.url)
+        ledger = Ledger(kafka, schemas)
+        bronze, silver = lake.table("bronze.t"), lake.table("silver.t")
+        assert bronze is not None
+        assert silver is not None
+        return {
+            "bronze": check_bronze(kafka, schemas, lake, ledger, self.topic, 1, bronze),
+            "current": check_current(kafka, schemas, lake, self.topic, 1, silver, self.database, patience=1.0),
+        }
+
+
+def encode(registry: str, topic: str, schema: dict[str, Any]) -> Callable[[dict[str, Any]], bytes]:
+    answer = httpx.post(f"{registry}/subjects/{topic}-value/versions", json={"schema": json.dumps(schema)}, timeout=20)
+    answer.raise_for_status()
+    parsed = fastavro.parse_schema(schema)
+    head = b"\0" + answer.json()["id"].to_bytes(4, "big")
+
+    def one(value: dict[str, Any]) -> bytes:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, parsed, value)
+        return head + out.getvalue()
+
+    return one
+
+
+def produce(settings: Settings, topic: str, values: list[bytes | None], partitions: int = 1) -> None:
+    options = {"bootstrap.servers": settings.kafka.bootstrap_servers}
+    admin = AdminClient(options)
+    for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+        future.result(30)
+    producer = Producer(options)
+    for value in values:
+        producer.produce(topic, value=value, partition=0, timestamp=int(START.timestamp() * 1000))
+    assert producer.flush(30) == 0
+
+
+def row(number: int, amount: str = "10.00", country: str = "FR") -> dict[str, Any]:
+    created = (START + timedelta(seconds=number)).isoformat().replace("+00:00", "Z")
+    return {"id": number, "country": country, "amount": Decimal(amount), "created_at": created}
+
+
+def change(op: str, before: dict[str, Any] | None, after: dict[str, Any] | None, at: int, xid: int) -> dict[str, Any]:
+    transaction = None if op == "r" else {"total_order": 1}
+    sequence = None if op == "r" else f'["{at}","{at}"]'
+    source = {"snapshot": "true" if op == "r" else None, "sequence": sequence, "txId": xid, "lsn": at}
+    return {"before": before, "after": after, "source": source, "op": op, "transaction": transaction}
+
+
+def as_lake(value: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if value is None else {**value, "created_at": datetime.fromisoformat(value["created_at"])}
+
+
+@pytest.fixture(scope="module")
+def made(request: pytest.FixtureRequest) -> Iterator[World]:
+    """Five rows by snapshot, one updated, one deleted, one inserted; the repeat of a change at the end."""
+    stack = request.getfixturevalue("stack")
+    settings = stack.need("postgres", "kafka", "registry")
+    name = f"v_{uuid4().hex[:8]}"
+    topic = f"{name}.public.{name}"
+    with psycopg.connect(settings.postgres.url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE TABLE {name} (id bigint PRIMARY KEY, country text, amount numeric(12,2), created_at timestamptz)"
+        )
+        xid = int(connection.execute("SELECT pg_current_xact_id()::text").fetchone()[0])  # type: ignore[index]
+        final = [row(1), row(2, "12.50"), row(4), row(5), row(6, "1.00", "DE")]
+        for r in final:
+            connection.execute(f"INSERT INTO {name} VALUES (%s, %s, %s, %s)", tuple(r.values()))
+    changes: list[dict[str, Any]] = [change("r", None, row(n), 100, xid) for n in range(1, 6)]
+    update = change("u", row(2), row(2, "12.50"), 200, xid)
+    changes += [update, change("d", row(3), None, 300, xid), change("c", None, row(6, "1.00", "DE"), 400, xid), update]
+    world = World(settings, topic, settings.postgres.url, changes)
+    produce(settings, topic, [encode(settings.registry.url, topic, ENVELOPE)(c) for c in changes])
+    at = {"_partition": 0, "_timestamp": START}
+    for offset, c in enumerate(changes):
+        images = {"before": as_lake(c["before"]), "after": as_lake(c["after"])}
+        world.bronze.append({**c, **images, **at, "_offset": offset})
+    offsets = {1: 0, 2: 5, 4: 3, 5: 4, 6: 7}
+    world.current += [{**(as_lake(r) or {}), **at, "_offset": offsets[r["id"]]} for r in final]
+    yield world
+    with psycopg.connect(settings.postgres.url, autocommit=True) as connection:
+        connection.execute(f"DROP TABLE {name}")
+
+
+@pytest.fixture
+def world(made: World) -> World:
+    return replace(made, bronze=[dict(r) for r in made.bronze], current=[dict(r) for r in made.current])
+
+
+def failed(checks: dict[str, Check]) -> dict[str, list[str]]:
+    return {name: check.offences for name, check in checks.items() if not check.ok}
+
+
+def test_what_is_right_passes(world: World, tmp_path: Path) -> None:
+    checks = world.checks(tmp_path)
+    assert failed(checks) == {}
+    assert (checks["bronze"].compared, checks["current"].compared) == (9, 5)
+
+
+def test_a_lost_row_is_found(world: World, tmp_path: Path) -> None:
+    del world.bronze[4]
+    offences = failed(world.checks(tmp_path))
+    assert offences == {"bronze": [f"{world.topic}/0/4: neither in the table nor in the quarantine"]}
+
+
+def test_a_doubled_row_is_found(world: World, tmp_path: Path) -> None:
+    world.bronze.append(world.bronze[4])
+    assert failed(world.checks(tmp_path)) == {"bronze": [f"{world.topic}/0/4: more than once in the table"]}
+
+
+def test_a_changed_value_is_found(world: World, tmp_path: Path) -> None:
+    world.bronze[5]["after"] = {**world.bronze[5]["after"], "amount": Decimal("12.51")}
+    (offence,) = failed(world.checks(tmp_path))["bronze"]
+    assert offence.startswith(f"{world.topic}/0/5: after is")
+
+
+def test_an_invented_row_is_found(world: World, tmp_path: Path) -> None:
+    world.bronze.append({**world.bronze[0], "_offset": 77})
+    (offence,) = failed(world.checks(tmp_path))["bronze"]
+    assert offence == f"{world.topic}/0/77: in the table, above the offsets committed with it"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "offence"),
+    [
+        (lambda rows: rows.pop(1), "key (2,) is in the database, not in the table"),
+        (lambda rows: rows.append({**rows[1], "_offset": 1}), "key (2,) is there twice"),
+        (lambda rows: rows[1].update(amount=Decimal("10.00")), "key (2,): amount is"),
+        (lambda rows: rows.append({**rows[0], "id": 3}), "key (3,) is in the table, not in the database"),
+    ],
+    ids=["lost", "doubled", "stale", "deleted row that stayed"],
+)
+def test_a_wrong_current_state_is_found(
+    world: World, tmp_path: Path, spoil: Callable[[list[dict[str, Any]]], object], offence: str
+) -> None:
+    spoil(world.current)
+    checks = failed(world.checks(tmp_path))
+    assert list(checks) == ["current"]
+    assert offence in checks["current"][0]
+
+
+def test_changes_after_the_tables_cut_are_taken_from_kafka(world: World, tmp_path: Path) -> None:
+    """The table lags: it holds the snapshot only. What the database has since is in Kafka, so nothing is wrong."""
+    at = {"_partition": 0, "_timestamp": START}
+    world.current[:] = [{**(as_lake(row(n)) or {}), **at, "_offset": n - 1} for n in range(1, 6)]
+    kafka, schemas = KafkaReader(world.settings.kafka), Schemas(world.settings.registry.url)
+    lake = world.lake(tmp_path)
+    silver = lake.table("silver.t")
+    assert silver is not None
+    held = replace(silver, properties={f"headrace.offset.{world.topic}.0": "5"})
+    check = check_current(kafka, schemas, lake, world.topic, 1, held, world.database, patience=1.0)
+    assert check.offences == []
+
+
+KPI = Kpi(
+    name="spend", title="Spend", source="x", filter="amount > 1", measure="sum", field="amount", dimensions=("country",)
+)
+
+
+def test_kpis_are_recomputed_with_retractions_and_without_repeats(world: World, tmp_path: Path) -> None:
+    lake = world.lake(tmp_path)
+    bronze = lake.table("bronze.t")
+    assert bronze is not None
+    total = {(None, '{"country":"FR"}'): 42.5}
+    assert recompute(lake, bronze, KPI, {0: 9}) == total
+    assert recompute(lake, bronze, KPI, {0: 5}) == {(None, '{"country":"FR"}'): 50.0}
+    windowed = KPI.model_copy(update={"window": 4.0, "event_time": "created_at", "lateness": 60.0, "filter": ""})
+    found = {
+        (start.second, group): value for (start, group), value in recompute(lake, bronze, windowed, {0: 9}).items()
+    }  # type: ignore[union-attr]
+    assert found == {(0, '{"country":"FR"}'): 22.5, (4, '{"country":"FR"}'): 20.0, (4, '{"country":"DE"}'): 1.0}
+
+
+def test_late_rows_are_left_out_by_the_watermark_of_rows_before_them(world: World, tmp_path: Path) -> None:
+    strict = KPI.model_copy(update={"window": 1.0, "event_time": "created_at", "filter": ""})
+    for r in world.bronze:
+        r["_timestamp"] = START + timedelta(hours=1)
+    lake = world.lake(tmp_path)
+    bronze = lake.table("bronze.t")
+    assert bronze is not None
+    found = {start.second: value for (start, _), value in recompute(lake, bronze, strict, {0: 9}).items()}  # type: ignore[union-attr]
+    assert found == {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 1.0}, (
+        "the update of 2 and the delete of 3 are late"
+    )
+
+
+@pytest.mark.parametrize(("value", "offences"), [(42.5, 0), (42.51, 1), (None, 1)], ids=["right", "wrong", "withdrawn"])
+def test_a_wrong_kpi_is_found(world: World, tmp_path: Path, value: float | None, offences: int) -> None:
+    published = Published(3, {0: 9}, {(None, '{"country":"FR"}'): value, (None, '{"country":"IT"}'): 0.0}, set())
+    check = Check("kpi spend", "")
+    kafka, kpi = KafkaReader(world.settings.kafka), KPI.model_copy(update={"source": world.topic})
+    lake = world.lake(tmp_path)
+    lake._locations[f"bronze.{world.topic.replace('.', '_')}"] = lake._locations["bronze.t"]
+    _check(check, kpi, published, kafka, lake, ContractSet({}, {}), 1.0, 1)
+    assert check.total_offences == offences
+
+
+def test_an_agents_output_is_checked_record_by_record(world: World, tmp_path: Path) -> None:
+    settings, output = world.settings, f"{world.topic}.clean"
+    write = encode(settings.registry.url, output, CLEAN)
+    # Offset 2 is missing, offsets 0 and 1 were sent twice by a replay.
+    produce(settings, output, [write({"id": 1, "source_offset": o}) for o in (0, 1, 0, 1, 3, 4, 5, 6, 7, 8)])
+    group = f"verify-{uuid4()}"
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": group})
+    kafka, schemas = KafkaReader(settings.kafka), Schemas(settings.registry.url)
+
+    def check(committed: int) -> Check:
+        consumer.commit(offsets=[TopicPartition(world.topic, 0, committed)], asynchronous=False)
+        return check_agent(kafka, schemas, Ledger(kafka, schemas), group, "agent:x", world.topic, 1, output)
+
+    assert check(2).ok
+    assert check(9).offences == [f"{world.topic}/0/2: neither in the output, nor quarantined, nor dropped by a rule"]
+    consumer.close()
+
+    schema = pa.schema([("id", pa.int64()), ("source_offset", pa.int64()), *KAFKA])
+    lake = LakeSettings(uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/lake")
+    catalog = SqlCatalog(lake.catalog, uri=lake.uri, warehouse=lake.warehouse)
+    catalog.create_namespace("silver")
+    table = catalog.create_table("silver.c", schema=schema, properties={f"headrace.offset.{output}.0": "10"})
+    firsts = [(0, 0), (1, 1), (4, 3), (5, 4), (6, 5), (7, 6), (8, 7), (9, 8)]
+    rows = [{"id": 1, "source_offset": s, "_partition": 0, "_offset": o, "_timestamp": START} for o, s in firsts]
+    table.append(pa.Table.from_pylist(rows, schema=schema))
+
+    def derived() -> Check:
+        opened = Lake(lake)
+        found = opened.table("silver.c")
+        assert found is not None
+        return check_derived(kafka, schemas, opened, output, 1, found)
+
+    assert derived().offences == []
+    table.append(pa.Table.from_pylist([{**rows[0], "_offset": 2}], schema=schema))
+    assert derived().offences == [f"{output}/0/2: in the table, but a replay or no record"]
