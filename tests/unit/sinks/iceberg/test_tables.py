@@ -1,0 +1,375 @@
+"""Append, current-state and upsert tables on a catalog in SQLite and files on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace.errors import FencedError, IdentityError, OffsetGapError, TerminalError, UnavailableError
+from schemas.contracts import BUILTIN, load_contract
+from sinks.iceberg.append import AppendTable, DerivedTable
+from sinks.iceberg.compact import expire
+from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.sweep import Sweeper, orphans
+from sinks.iceberg.upsert import UpsertTable
+from tests.unit.sinks.iceberg.support import (
+    ROW,
+    TOPIC,
+    catalog_in,
+    change,
+    duckdb_rows,
+    envelope_schema,
+    faults,
+    land,
+    rows_of,
+    slice_of,
+    source,
+)
+
+
+def thing(number: int, name: str | None = "x", n: int | None = 0) -> dict[str, object]:
+    return {"id": number, "name": name, "n": n}
+
+
+def opened(table, partitions: int = 1, **known):
+    table.open(source(partitions, **known))
+    return table
+
+
+@pytest.fixture
+def catalog(tmp_path: Path):
+    return catalog_in(tmp_path)
+
+
+@pytest.fixture
+def bronze(catalog):
+    return opened(AppendTable(catalog, "bronze.things", TOPIC))
+
+
+@pytest.fixture
+def current(catalog):
+    return opened(CurrentTable(catalog, "silver.things", TOPIC))
+
+
+def test_bronze_keeps_everything_as_received(bronze, tmp_path):
+    prepared = land(bronze, slice_of([change("c", thing(1), 1), None, change("d", thing(1), 2), None], bad=[3]))
+    assert rows_of(bronze, "_partition", "_offset", "op", "_key") == [
+        (0, 0, "c", b"k0"),
+        (0, 1, None, b"k1"),
+        (0, 2, "d", b"k2"),
+    ]
+    assert [(r.rows.tolist(), r.rule, r.reasons) for r in prepared.rejects] == [([3], "decode", ("broken",))]
+    assert bronze.offsets == {0: 4}
+    assert duckdb_rows(tmp_path, bronze, "_offset", "after") == rows_of(bronze, "_offset", "after")
+
+
+def test_current_state_is_the_last_change_of_each_key(current, tmp_path):
+    land(current, slice_of([change("r", thing(i), 0) for i in range(5)]))
+    land(
+        current,
+        slice_of(
+            [
+                change("u", thing(1, "new", 7), 10),
+                change("d", thing(2), 11),
+                None,
+                change("c", thing(9), 12),
+                change("d", thing(9), 13),
+                change("c", thing(2, "again"), 14),
+                change("u", thing(2, "again", 5), 15),
+            ],
+            5,
+        ),
+    )
+    expected = [(0, "x", 0), (1, "new", 7), (2, "again", 5), (3, "x", 0), (4, "x", 0)]
+    assert rows_of(current, "id", "name", "n") == expected
+    assert duckdb_rows(tmp_path, current, "id", "name", "n") == expected
+    assert current.properties[f"headrace.position.{TOPIC}.0"] == "15:1"
+    assert current.offsets == {0: 12}
+    assert len(current.index) == 5
+
+
+def test_repeats_of_connect_are_dropped_in_and_across_batches(current):
+    history = [change("c", thing(1, str(i)), 10 + i) if not i else change("u", thing(1, str(i)), 10 + i) for i in range(4)]
+    land(current, slice_of([*history, history[1]]))
+    prepared = land(current, slice_of(history[:2], 5))
+    assert rows_of(current, "id", "name") == [(1, "3")]
+    assert prepared.dropped == 2
+    assert current.offsets == {0: 7}
+
+
+def test_a_truncate_removes_everything_before_it(current):
+    land(current, slice_of([change("c", thing(1), 1), change("c", thing(2), 2)]))
+    land(current, slice_of([change("c", thing(3), 3), change("t", None, 4), change("c", thing(1, "after"), 5)], 2))
+    assert rows_of(current, "id", "name") == [(1, "after")]
+    assert len(current.index) == 1
+    land(current, slice_of([change("u", thing(1, "later"), 6)], 5))
+    assert rows_of(current, "id", "name") == [(1, "later")]
+
+
+def test_a_table_without_a_key_grows_and_refuses_updates(catalog):
+    table = opened(CurrentTable(catalog, "silver.history", TOPIC))
+    events = [change("r", thing(1), 0), change("c", thing(1), 1), change("u", thing(1), 2), change("d", thing(1), 3)]
+    prepared = land(table, slice_of(events, key_fields=()))
+    assert rows_of(table, "id", "_offset") == [(1, 0), (1, 1)]
+    assert [(r.stage, r.rule, r.rows.tolist()) for r in prepared.rejects] == [("current", "key", [2, 3])]
+    assert land(table, slice_of([change("c", thing(1), 1)], 4, key_fields=())).dropped == 1
+    again = opened(CurrentTable(catalog, "silver.history", TOPIC))
+    land(again, slice_of([change("c", thing(4), 5)], 5, key_fields=()))
+    assert len(rows_of(again, "id")) == 3
+
+
+def test_what_cannot_be_applied_is_refused_with_its_reason(current):
+    wrong = change("c", thing(1), 1)
+    wrong["source"] = {**wrong["source"], "table": "others"}
+    bare = change("d", None, 2)
+    null = change("c", thing(1), 3)
+    null["after"] = {"id": None, "name": "x", "n": 1}
+    odd = change("c", thing(1), 4)
+    odd["op"] = "z"
+    prepared = land(current, slice_of([wrong, bare, null, odd, change("c", thing(5), 5)]))
+    assert sorted((r.rule, *r.rows.tolist()) for r in prepared.rejects) == [
+        ("before", 1),
+        ("key", 2),
+        ("op", 3),
+        ("source table", 0),
+    ]
+    assert rows_of(current, "id") == [(5,)]
+    other_key = land(current, slice_of([change("c", thing(6), 6)], 5, key_fields=("id", "n")))
+    assert [r.rule for r in other_key.rejects] == ["key"]
+    plain = land(current, slice_of([{"a": 1}], 6, schema=pa.schema([("a", pa.int64())])))
+    assert [r.rule for r in plain.rejects] == ["envelope"]
+
+
+def test_an_unavailable_value_stays_what_it_was(current):
+    gone = "__debezium_unavailable_value"
+    land(current, slice_of([change("c", thing(1, "big"), 1), change("c", thing(2, "old"), 2)]))
+    prepared = land(
+        current,
+        slice_of(
+            [
+                change("u", thing(1, gone, 5), 3),
+                change("u", thing(2, "new"), 4),
+                change("u", thing(2, gone, 6), 5),
+                change("u", thing(3, gone, 7), 6),
+            ],
+            2,
+        ),
+    )
+    assert rows_of(current, "id", "name", "n") == [(1, "big", 5), (2, "new", 6)]
+    assert [(r.rule, r.rows.tolist()) for r in prepared.rejects] == [("value", [3])]
+
+
+def test_columns_are_added_and_widened_and_other_types_refused(current, tmp_path):
+    land(current, slice_of([change("c", thing(1), 1)]))
+    wider = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int64()), ("extra", pa.float32())])
+    row = {"id": 2, "name": "y", "n": 1 << 40, "extra": 0.5}
+    land(current, slice_of([change("c", row, 2)], 1, schema=envelope_schema(wider)))
+    land(current, slice_of([change("u", thing(1, "z"), 3)], 2))
+    expected = [(1, "z", 0, None), (2, "y", 1 << 40, 0.5)]
+    assert rows_of(current, "id", "name", "n", "extra") == expected
+    assert duckdb_rows(tmp_path, current, "id", "name", "n", "extra") == expected
+    text = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.string())])
+    event = change("c", {"id": 4, "name": "y", "n": "many"}, 4)
+    prepared = land(current, slice_of([event], 3, schema=envelope_schema(text)))
+    assert [(r.rule, r.reasons) for r in prepared.rejects] == [
+        ("schema: type", ("n is string here but int64 in the table",))
+    ]
+    assert current.offsets == {0: 4}
+
+
+def test_a_composite_key_with_text(catalog):
+    row = pa.struct([("a", pa.int32()), ("b", pa.string()), ("v", pa.int64())])
+    table = opened(CurrentTable(catalog, "silver.pairs", TOPIC))
+    both = dict(schema=envelope_schema(row), key_fields=("a", "b"))
+    land(table, slice_of([change("c", {"a": 1, "b": b, "v": 1}, i) for i, b in enumerate(["x", "xy", "", "y"])], **both))
+    again = opened(CurrentTable(catalog, "silver.pairs", TOPIC))
+    land(again, slice_of([change("u", {"a": 1, "b": "xy", "v": 2}, 8), change("d", {"a": 1, "b": ""}, 9)], 4, **both))
+    assert rows_of(again, "a", "b", "v") == [(1, "x", 1), (1, "xy", 2), (1, "y", 1)]
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC, compact_every=3))
+    if partitioned:
+        contract = load_contract(Path("schemas/contracts/order.avsc"))
+        object.__setattr__(contract, "storage", contract.storage.__class__("silver.things", (), "current"))
+    model: dict[int, tuple[str, int]] = {}
+    offset = 0
+    rng = np.random.default_rng(5)
+    for round_ in range(14):
+        events = []
+        for i in range(40):
+            number = int(rng.integers(30))
+            if rng.random() < 0.3 and number in model:
+                events.append(change("d", thing(number), round_ * 100 + i))
+                del model[number]
+            else:
+                model[number] = (f"r{round_}", i)
+                events.append(change("u", thing(number, f"r{round_}", i), round_ * 100 + i))
+        land(table, slice_of(events, offset))
+        offset += len(events)
+        table.care()
+    expected = sorted(((k, *v) for k, v in model.items()), key=repr)
+    assert rows_of(table, "id", "name", "n") == expected
+    assert duckdb_rows(tmp_path, table, "id", "name", "n") == expected
+    tasks = list(table.table.scan().plan_files())
+    assert len(tasks) <= 4
+    assert any(s.summary.operation.value == "replace" for s in table.table.snapshots())
+    again = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    assert len(again.index) == len(table.index) == len(model)
+
+
+def test_upserts_keep_the_highest_revision(catalog):
+    contract = load_contract(BUILTIN / "kpi_value.avsc")
+    schema = pa.schema(
+        [("kpi", pa.string()), ("window_start", pa.timestamp("us", "UTC")), ("group", pa.string())]
+        + [("value", pa.float64()), ("revision", pa.int64())]
+    )
+
+    def value(kpi: str, number: float, revision: int) -> dict[str, object]:
+        return {"kpi": kpi, "window_start": None, "group": "{}", "value": number, "revision": revision}
+
+    def made():
+        return opened(UpsertTable(catalog, "gold.kpi_values", "kpi.values", contract=contract))
+
+    table = made()
+    kpis = dict(topic="kpi.values", schema=schema)
+    land(table, slice_of([value("a", 1, 1), value("b", 5, 2), value("a", 3, 4), value("a", 2, 3)], **kpis))
+    assert rows_of(table, "kpi", "value") == [("a", 3.0), ("b", 5.0)]
+    table = made()
+    prepared = land(table, slice_of([value("a", 9, 4), value("b", 6, 5), value("b", 5, 2), None], 4, **kpis))
+    assert rows_of(table, "kpi", "value") == [("a", 3.0), ("b", 6.0)]
+    assert [r.rule for r in prepared.rejects] == ["tombstone"]
+
+
+def test_replays_of_a_derived_topic_are_dropped_by_lane(catalog):
+    schema = pa.schema([("source_offset", pa.int64()), ("source_topic", pa.string()), ("v", pa.int64())])
+
+    def row(topic: str, offset: int) -> dict[str, object]:
+        return {"source_offset": offset, "source_topic": topic, "v": offset}
+
+    table = opened(DerivedTable(catalog, "silver.clean", "clean"))
+    land(table, slice_of([row("a", 1), row("b", 1), row("a", 2), row("a", 1)], topic="clean", schema=schema))
+    table = opened(DerivedTable(catalog, "silver.clean", "clean"))
+    prepared = land(table, slice_of([row("a", 2), row("b", 2), row("a", 3)], 4, topic="clean", schema=schema))
+    assert rows_of(table, "source_topic", "v") == [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2)]
+    assert prepared.dropped == 1
+    null = land(table, slice_of([{"source_offset": None}], 7, topic="clean", schema=schema))
+    assert [r.rule for r in null.rejects] == ["coordinates"]
+
+
+def test_a_second_writer_is_fenced(catalog, bronze):
+    land(bronze, slice_of([None, None]))
+    zombie = opened(AppendTable(catalog, "bronze.things", TOPIC))
+    land(bronze, slice_of([None], 2))
+    before = rows_of(bronze, "_offset")
+    with pytest.raises(FencedError, match="run only one"):
+        land(zombie, slice_of([None, None], 2))
+    assert rows_of(bronze, "_offset") == before
+
+
+def test_a_zombie_of_a_table_kept_by_position_is_fenced_by_any_snapshot(catalog, current):
+    land(current, slice_of([change("c", thing(1), 1)]))
+    zombie = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    assert current.table is not None
+    current.table.append(current.table.scan().to_arrow().slice(0, 0))
+    with pytest.raises(FencedError, match="position"):
+        land(zombie, slice_of([change("u", thing(1), 2)], 1))
+
+
+def test_a_batch_that_leaves_a_hole_is_refused(bronze):
+    land(bronze, slice_of([None]))
+    with pytest.raises(TerminalError, match="starts at 5"):
+        land(bronze, slice_of([None], 5))
+
+
+def test_an_old_offset_is_cut_off(bronze):
+    land(bronze, slice_of([None, None]))
+    part = slice_of([change("c", thing(1), 1), None, change("c", thing(3), 3)], 0, bad=[1]).after(2)
+    assert (part.start, len(part), part.rows.tolist(), part.bad.tolist()) == (2, 1, [0], [])
+    land(bronze, part)
+    assert rows_of(bronze, "_offset") == [(0,), (1,), (2,)]
+
+
+def test_another_topic_under_the_same_name_halts(catalog, bronze):
+    land(bronze, slice_of([None]))
+    with pytest.raises(IdentityError, match="adopt"):
+        AppendTable(catalog, "bronze.things", TOPIC).open(source(identity="cluster/other"))
+
+
+def test_lost_records_are_recorded_and_halt(catalog, bronze):
+    land(bronze, slice_of([None]))
+    table = AppendTable(catalog, "bronze.things", TOPIC)
+    for _ in range(2):
+        with pytest.raises(OffsetGapError, match=r"1\.\.7 are gone"):
+            table.open(source(begin=7))
+    assert table.properties[f"headrace.gap.{TOPIC}.0"] == "1-7:open"
+    with pytest.raises(OffsetGapError, match="the log ends at 0"):
+        table.open(source(end=0))
+
+
+def test_a_table_that_starts_late_says_so(catalog):
+    table = opened(AppendTable(catalog, "bronze.things", TOPIC), begin=5)
+    land(table, slice_of([None], 5))
+    assert table.properties[f"headrace.gap.{TOPIC}.0"] == "0-5:before"
+
+
+def test_the_sweep_removes_orphans_only_and_only_old_ones(tmp_path, bronze):
+    for i in range(30):
+        land(bronze, slice_of([None], i))
+    assert bronze._committer is not None
+    assert bronze.table is not None
+    assert expire(bronze._committer) == 10
+    stray = tmp_path / "warehouse" / "bronze" / "things" / "data" / "stray.parquet"
+    stray.write_bytes(b"x")
+    assert orphans(bronze.table, min_age=60) == []
+    found = {Path(file.path).name for file in orphans(bronze.table, min_age=0)}
+    assert "stray.parquet" in found
+    assert sum(name.startswith("snap-") for name in found) == 10
+    sweeper = Sweeper(min_age=0, grace=0)
+    assert sweeper.sweep(bronze.table) == len(found)
+    assert not stray.exists()
+    assert len(rows_of(bronze, "_offset")) == 30
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("crash", [False, True])
+def test_any_failing_call_leaves_exactly_one_outcome(tmp_path, after, crash):
+    """The N-th I/O call of a commit fails, for N = 1, 2, 3, ... until one passes untouched."""
+    first = [change("c", thing(i), i + 1) for i in range(3)]
+    second = [change("u", thing(0, "new"), 10), change("d", thing(1), 11), change("c", thing(7), 12)]
+    happened = 0
+    for n in range(1, 200):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        catalog = catalog_in(folder)
+        table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+        land(table, slice_of(first))
+        with faults(n, after=after) as plan:
+            prepared = table.prepare([slice_of(second, 3)])
+            try:
+                table.commit(prepared)
+            except UnavailableError:
+                if not crash:
+                    table.commit(prepared)
+        if crash:
+            table = CurrentTable(catalog, "silver.things", TOPIC)
+            at = table.open(source())[0]
+            assert at in (3, 6)
+            if at == 3:
+                land(table, slice_of(second, 3))
+        assert rows_of(table, "id", "name") == [(0, "new"), (2, "x"), (7, "x")], f"call {n}"
+        assert table.offsets == {0: 6}
+        land(table, slice_of([change("u", thing(7, "end"), 20)], 6))
+        assert rows_of(table, "id", "name") == [(0, "new"), (2, "x"), (7, "end")], f"call {n}"
+        happened += plan.happened
+        if not plan.happened:
+            break
+    assert happened == n - 1 >= 8
+
+
+def test_row_type_is_what_the_tests_say():
+    assert envelope_schema().field("after").type == ROW
