@@ -229,7 +229,7 @@ def _wait(home: Path, plan: Plan, seconds: float, on_child: OnChild) -> None:
         if time.monotonic() > deadline:
             kind = StackError if stuck.name in SERVERS else ProcessFailedError
             raise kind(
-                f"not ready after {seconds:.0f} s: {stuck.reason or stuck.state}",
+                f"not ready after {seconds:.0f} s: {stuck.problem or stuck.reason or stuck.state}",
                 where=stuck.name,
                 hint=f"headrace logs {stuck.name}",
             )
@@ -289,7 +289,7 @@ def status(home: Path) -> list[dict[str, Any]]:
     alive = supervisor_pid(home) is not None
     plan = read_plan(home)
     children = read_children(home)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in [*plan.servers, *(spec.name for spec in plan.processes)]:
         child = children.get(name, Child(name))
         process = child.process()
@@ -304,7 +304,7 @@ def status(home: Path) -> list[dict[str, Any]]:
                 "uptime_seconds": round(time.time() - child.started, 1) if process else None,
                 "restarts": child.restarts,
                 "memory_bytes": _memory(process),
-                "reason": child.reason,
+                "reason": child.problem or child.reason,
             }
         )
     rows += [

@@ -41,7 +41,8 @@ class Plan:
 class Child:
     """One server or process as the supervisor sees it. Times are seconds since the epoch, 0 for never.
 
-    `state` is waiting, preparing, starting, running, unhealthy, restarting, failed, stopping or stopped.
+    `state` is waiting, preparing, starting, running, unhealthy, restarting, failed, stopping or stopped; `problem`
+    is what is wrong now, `reason` why it ended last.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Child:
     port: int = 0
     started: float = 0.0
     restarts: int = 0
+    problem: str = ""
     reason: str = ""
 
     def process(self) -> psutil.Process | None:

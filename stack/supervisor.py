@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import sys
@@ -148,11 +149,10 @@ class Supervisor:
         except HeadraceError as e:  # a full disk must not end the stack; status is stale until it passes
             log.error("state not saved", **e.as_dict())
 
-    def note(self, name: str, state: str, reason: str = "") -> None:
+    def note(self, name: str, state: str, problem: str = "") -> None:
         child = self.children[name]
-        if (child.state, child.reason) != (state, reason or child.reason):
-            child.state = state
-            child.reason = reason or child.reason
+        if (child.state, child.problem) != (state, problem):
+            child.state, child.problem = state, problem
             self.save()
 
     async def _keep(self, unit: Unit) -> None:
@@ -166,17 +166,23 @@ class Supervisor:
             begun = time.monotonic()
             try:
                 reason = await self._live(unit, child)
-            except (HeadraceError, OSError) as e:
-                reason = str(e if isinstance(e, HeadraceError) else disk_error(e, Path(e.filename or self.home)))
+            except HeadraceError as e:
+                reason = str(e)
+            except Exception as e:  # whatever a preparation or setup raised: told, logged, tried again
+                full = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT)
+                reason = str(disk_error(e, self.home)) if isinstance(e, OSError) and full else str(e)
+                log.exception("raised", child=unit.name)
             if self.stopping.is_set():
                 return
             steady = time.monotonic() - begun > STEADY_SECONDS
             failures = 0 if steady else failures + 1
             if failures >= GIVE_UP_AFTER and not unit.patient and not self.well[unit.name].is_set():
+                child.reason = reason
                 self.note(unit.name, "failed", reason)
                 log.error("given up", child=unit.name, reason=reason)
                 return
             child.restarts += 1
+            child.reason = reason
             wait = BACKOFF[min(failures, len(BACKOFF) - 1)]
             self.note(unit.name, "restarting", reason)
             log.warning("restarting", child=unit.name, reason=reason, restarts=child.restarts, wait=wait)

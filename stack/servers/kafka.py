@@ -64,7 +64,8 @@ def properties(place: Place) -> str:
             "num.io.threads=4",
             "background.threads=4",
             "num.recovery.threads.per.data.dir=2",
-            "controlled.shutdown.enable=false",
+            "broker.session.timeout.ms=6000",  # after a kill the broker waits this long for its old self
+            "broker.heartbeat.interval.ms=1000",
             "",
         ]
     )

@@ -15,13 +15,6 @@ def env(place: Place) -> dict[str, str]:
         "APICURIO_DATASOURCE_URL": f"jdbc:postgresql://{at['POSTGRES_HOST']}:{at['POSTGRES_PORT']}/registry",
         "APICURIO_DATASOURCE_USERNAME": at["POSTGRES_USER"],
         "APICURIO_DATASOURCE_PASSWORD": at["POSTGRES_PASSWORD"],
-        "QUARKUS_HTTP_HOST": "127.0.0.1",
-        "QUARKUS_HTTP_PORT": str(place.ports["registry"]),
-        "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",
-        "QUARKUS_MANAGEMENT_PORT": str(place.ports["registry-management"]),
-        "QUARKUS_LOG_LEVEL": "WARN",
-        "APICURIO_LOG_LEVEL": "WARN",
-        "QUARKUS_BANNER_ENABLED": "false",
     }
 
 
@@ -31,7 +24,18 @@ def prepare(place: Place) -> None:
 
 def command(place: Place) -> list[str]:
     app = jars.unpacked("registry", place.cache) / "quarkus-run.jar"
-    return [*place.java("registry", "256m", "-XX:TieredStopAtLevel=1"), "-jar", str(app)]
+    options = {
+        "quarkus.http.host": "127.0.0.1",
+        "quarkus.http.port": place.ports["registry"],
+        "quarkus.http.access-log.enabled": "false",
+        "quarkus.management.host": "127.0.0.1",
+        "quarkus.management.port": place.ports["registry-management"],
+        "quarkus.banner.enabled": "false",
+        'quarkus.log.category."io.apicurio".level': "WARN",
+        "apicurio.import.work-dir": place.data("registry"),
+    }
+    settings = [f"-D{key}={value}" for key, value in options.items()]
+    return [*place.java("registry", "256m", "-XX:TieredStopAtLevel=1"), *settings, "-jar", str(app)]
 
 
 def endpoints(place: Place) -> Endpoints:

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyarrow.fs import S3FileSystem
 
 from stack import probes
 from stack.spec import Endpoints, Place, Server
@@ -51,6 +51,7 @@ def command(place: Place) -> list[str]:
         "volume.port": port["s3-volume"],
         "volume.port.grpc": port["s3-volume-grpc"],
         "volume.max": 100,
+        "volume.preStopSeconds": 0,
         "filer.port": port["s3-filer"],
         "filer.port.grpc": port["s3-filer-grpc"],
     }
@@ -70,8 +71,17 @@ def properties(place: Place) -> dict[str, str]:
 
 def setup(place: Place) -> None:
     """Create the bucket; a no-op when it is there."""
-    filesystem = PyArrowFileIO({**properties(place), "s3.connect-timeout": "5"}).fs_by_scheme("s3", None)
-    filesystem.create_dir(BUCKET)
+    access, secret = _keys(place)
+    store = S3FileSystem(
+        access_key=access,
+        secret_key=secret,
+        endpoint_override=f"http://{place.address('s3')}",
+        region="us-east-1",
+        connect_timeout=5,
+        request_timeout=20,
+        allow_bucket_creation=True,
+    )
+    store.create_dir(BUCKET)
 
 
 def endpoints(place: Place) -> Endpoints:
