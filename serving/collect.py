@@ -10,28 +10,18 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import httpx
 import redis.exceptions
 from redis.asyncio import Redis
 
+from connectors.connect import Connect, ConnectorStatus
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.process import Lifecycle
 from serving.flows import Flow, FlowReader, ProcessState
 from serving.kpis import Kpi, read_kpis
 from serving.tables import TableState, read_tables
-
-
-@dataclass(frozen=True)
-class ConnectorState:
-    """A connector with its worst task's state: `RUNNING` only when everything runs."""
-
-    name: str
-    state: str
-    tasks: int
-    trace: str = ""
 
 
 @dataclass
@@ -42,33 +32,16 @@ class Snapshot:
     flows: list[Flow] = field(default_factory=list)
     processes: list[ProcessState] = field(default_factory=list)
     tables: list[TableState] = field(default_factory=list)
-    connectors: list[ConnectorState] = field(default_factory=list)
+    connectors: list[ConnectorStatus] = field(default_factory=list)
     read_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def troubles(self) -> list[str]:
         """What somebody should look at, worst first."""
         found = [f"{part}: {reason}" for part, reason in sorted(self.problems.items())]
-        found += [f"connector {c.name} is {c.state}" for c in self.connectors if c.state != "RUNNING"]
+        found += [f"connector {c.name} is {c.state}" for c in self.connectors if not c.running]
         found += [f"process {p.name}: {p.problem}" for p in self.processes if not p.up]
         return found
-
-
-_WORST = ("FAILED", "UNASSIGNED", "RESTARTING", "PAUSED", "STOPPED", "RUNNING")
-
-
-def connector_states(answer: dict[str, Any]) -> list[ConnectorState]:
-    """Connect's `/connectors?expand=status`, the worst state of connector and tasks winning."""
-    found = []
-    for name, entry in sorted(answer.items()):
-        status = entry["status"]
-        tasks = status.get("tasks", [])
-        parts = [status["connector"], *tasks]
-        worst = min(parts, key=lambda p: _WORST.index(p["state"]) if p["state"] in _WORST else 0)
-        state = worst["state"] if tasks or worst["state"] != "RUNNING" else "NO TASKS"
-        trace = str(worst.get("trace", "")).strip().splitlines()
-        found.append(ConnectorState(name, state, len(tasks), trace[0] if trace else ""))
-    return found
 
 
 class Collector:
@@ -80,7 +53,7 @@ class Collector:
         self._redis = Redis.from_url(settings.redis.url, socket_timeout=5, socket_connect_timeout=5)
         others = {name: url for name, url in settings.endpoints.items() if name != "serve"}
         self._flows = FlowReader(others)
-        self._http = httpx.AsyncClient(timeout=5.0)
+        self._connect = Connect(settings.connect.url)
 
     async def run(self, lifecycle: Lifecycle) -> None:
         try:
@@ -91,7 +64,7 @@ class Collector:
                 self._every(lifecycle, "connectors", 5.0, self._read_connectors),
             )
         finally:
-            await asyncio.gather(self._redis.aclose(), self._flows.close(), self._http.aclose())
+            await asyncio.gather(self._redis.aclose(), self._flows.close())
 
     async def _every(
         self, lifecycle: Lifecycle, part: str, seconds: float, read: Callable[[], Awaitable[None]]
@@ -116,6 +89,4 @@ class Collector:
         self.snapshot.tables = await asyncio.to_thread(read_tables, self._settings.lake)
 
     async def _read_connectors(self) -> None:
-        answer = await self._http.get(f"{self._settings.connect.url}/connectors", params={"expand": "status"})
-        answer.raise_for_status()
-        self.snapshot.connectors = connector_states(answer.json())
+        self.snapshot.connectors = await asyncio.to_thread(self._connect.statuses)

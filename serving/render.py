@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from serving.collect import ConnectorState, Snapshot
+from connectors.connect import ConnectorStatus
+from serving.collect import Snapshot
 from serving.flows import Flow
 from serving.kpis import Kpi
 from serving.tables import TableState
@@ -232,7 +233,11 @@ def health_table(snapshot: Snapshot) -> str:
     return html_table(head, connectors + processes, "No process has reported yet.")
 
 
-def _connector(connector: ConnectorState) -> list[Cell]:
-    good = connector.state == "RUNNING"
-    detail = connector.trace or f"Connect, {connector.tasks} task{'' if connector.tasks == 1 else 's'}"
-    return [(connector.name, "strong"), (connector.state.lower(), f"pill {'ok' if good else 'bad'}"), (detail, "")]
+def _connector(connector: ConnectorStatus) -> list[Cell]:
+    count = len(connector.tasks)
+    detail = connector.reason or f"Connect, {count} task{'' if count == 1 else 's'}"
+    return [
+        (connector.name, "strong"),
+        (connector.state.lower(), f"pill {'ok' if connector.running else 'bad'}"),
+        (detail, ""),
+    ]

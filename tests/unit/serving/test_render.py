@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from serving.collect import ConnectorState, Snapshot, connector_states
+from connectors.connect import ConnectorStatus
+from serving.collect import Snapshot
 from serving.flows import ProcessState, parse_flows
 from serving.kpis import Kpi, Point
 from serving.render import age, chart_options, html_table, number, size
@@ -59,25 +60,9 @@ def test_cells_are_escaped() -> None:
     assert "<script>" not in html_table([("a", "")], [[("<script>", "")]], "")
 
 
-def test_the_worst_task_is_the_connectors_state() -> None:
-    answer = {
-        "shop": {
-            "status": {
-                "connector": {"state": "RUNNING"},
-                "tasks": [{"state": "RUNNING"}, {"state": "FAILED", "trace": "no slot\n\tat x"}],
-            }
-        },
-        "empty": {"status": {"connector": {"state": "RUNNING"}, "tasks": []}},
-    }
-    assert connector_states(answer) == [
-        ConnectorState("empty", "NO TASKS", 0),
-        ConnectorState("shop", "FAILED", 2, "no slot"),
-    ]
-
-
 def test_troubles_name_what_is_not_running() -> None:
     snapshot = Snapshot(
-        connectors=[ConnectorState("shop", "FAILED", 1, "boom")],
+        connectors=[ConnectorStatus("shop", "FAILED", "boom")],
         processes=[ProcessState("sink", "http://x", False, "not ready"), ProcessState("worker", "http://y", True)],
         problems={"KPIs": "Redis is down"},
     )
