@@ -68,6 +68,8 @@ class ColumnarProducer(AIOKafkaProducer):
     acks=0. Batches of one call are sent in order. With `enable_idempotence` or transactions nothing is sent twice.
     """
 
+    _null_key_turn = 0
+
     async def send_columns(
         self,
         topic: str,
