@@ -46,8 +46,8 @@ NO_SNAPSHOT = (-1, -1)
 class Progress:
     """How far one KPI has read one partition. `next` is the first offset not applied, `watermark` in microseconds.
 
-    `late`, `untimed` and `ignored` count rows left out: too late, without an event time, of an incremental snapshot
-    or a truncation.
+    `late`, `untimed`, `ignored` and `lost` count rows left out: too late, without an event time, of an incremental
+    snapshot or a truncation, taken by retention. `topic` is the identity of the topic that the offsets belong to.
     """
 
     next: int = 0
@@ -58,6 +58,8 @@ class Progress:
     late: int = 0
     untimed: int = 0
     ignored: int = 0
+    lost: int = 0
+    topic: str = ""
 
     def dump(self) -> dict[str, Any]:
         return {
@@ -66,18 +68,25 @@ class Progress:
             "lanes": dict(self.lanes),
             "snapshot": list(self.snapshot),
             "watermark": self.watermark,
-            "skipped": [self.late, self.untimed, self.ignored],
+            "skipped": [self.late, self.untimed, self.ignored, self.lost],
+            "topic": self.topic,
         }
 
     @classmethod
     def load(cls, data: Mapping[str, Any]) -> Progress:
+        late, untimed, ignored, lost = data["skipped"]
+        first, second = data["snapshot"]
         return cls(
-            data["next"],
-            envelope.Position(*data["position"]),
-            data["lanes"],
-            tuple(data["snapshot"]),
-            data["watermark"],
-            *data["skipped"],
+            next=data["next"],
+            position=envelope.Position(*data["position"]),
+            lanes=data["lanes"],
+            snapshot=(first, second),
+            watermark=data["watermark"],
+            late=late,
+            untimed=untimed,
+            ignored=ignored,
+            lost=lost,
+            topic=data["topic"],
         )
 
 

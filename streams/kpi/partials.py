@@ -8,7 +8,7 @@ kept as 64-bit hashes (two of n values collide with a probability of about n*n/2
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, Context, Decimal, Inexact
 from hashlib import blake2b
@@ -80,7 +80,7 @@ class Partial:
         return out
 
     @classmethod
-    def load(cls, data: dict[str, Any]) -> Partial:
+    def load(cls, data: Mapping[str, Any]) -> Partial:
         """Reads what `dump` made."""
         return cls(
             data["n"],
