@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import config, connect, demo, run, sql, stack, verify
+from cli import config, connect, contract, demo, run, sql, stack, verify
 from cli.output import say
 from headrace.errors import HeadraceError
 
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(config.app, name="config")
+app.add_typer(contract.app, name="contract")
 app.add_typer(connect.app, name="connect")
 app.add_typer(demo.app, name="demo")
 app.command("run")(run.run)
