@@ -1,0 +1,160 @@
+"""The codec against fastavro, on schemas and data that nobody thought of."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.codec import Decoder, Encoder, rule_of
+from tests.property.schemas.avro_cases import HEADER, Case, Guarded, case, cases, comparable, comparable_rows, oracle
+
+# What the codec refuses and fastavro takes, each on purpose: values that the schema's type does not have (fastavro
+# does not look), and claims that cannot be true.
+STRICTER = {
+    "out of range",
+    "invalid boolean",
+    "invalid varint",
+    "too many digits",
+    "negative length",
+    "invalid item count",
+    "invalid union index",
+    "invalid enum index",
+}
+common = settings(deadline=None, max_examples=int(os.environ.get("HEADRACE_CODEC_EXAMPLES", "40")))
+
+
+@common
+@given(cases())
+def test_decodes_as_fastavro_does(made: Case) -> None:
+    decoded = Decoder(made.schema).decode(Guarded(made.messages).values)
+    decoded.batch.validate(full=True)
+    read = oracle(made.schema)
+    assert comparable_rows(made.schema, decoded.batch) == [comparable(read(message)) for message in made.messages]
+    assert decoded.rows.tolist() == list(range(len(made.messages)))
+    assert decoded.bad.tolist() == decoded.reasons == decoded.nulls.tolist() == []
+
+
+@common
+@given(cases())
+def test_encodes_the_bytes_that_fastavro_writes(made: Case) -> None:
+    batch = Decoder(made.schema).decode(pa.array(made.messages, pa.binary())).batch
+    messages = Encoder(made.schema, 7).encode(batch).to_pylist()
+    if "decimal" in str(made.schema):
+        read = oracle(made.schema)
+        assert [comparable(read(m)) for m in messages] == [comparable(read(m)) for m in made.messages]
+        assert all(len(ours) <= len(theirs) for ours, theirs in zip(messages, made.messages, strict=True))
+    else:
+        assert messages == made.messages
+
+
+@common
+@given(cases(), st.data())
+def test_encodes_slices(made: Case, data: st.DataObject) -> None:
+    batch = Decoder(made.schema).decode(pa.array(made.messages, pa.binary())).batch
+    start = data.draw(st.integers(0, len(made.messages)))
+    encoder = Encoder(made.schema, 7)
+    assert encoder.encode(batch.slice(start)).equals(encoder.encode(batch).slice(start))
+
+
+@common
+@given(cases(max_rows=2))
+def test_every_cut_message_is_bad_and_its_neighbours_are_not(made: Case) -> None:
+    whole = made.messages[0]
+    cuts = [whole[:n] for n in range(len(HEADER), len(whole))]
+    decoded = Decoder(made.schema).decode(Guarded([whole, *cuts, whole]).values)
+    assert decoded.bad.tolist() == list(range(1, 1 + len(cuts)))
+    assert {rule_of(r) for r in decoded.reasons} <= {"truncated", "invalid item count"}
+    decoded.batch.validate(full=True)
+    assert decoded.batch.slice(0, 1).equals(decoded.batch.slice(1, 1)) or "nan" in repr(decoded.batch.to_pylist())
+
+
+@common
+@given(cases(max_rows=2), st.binary(min_size=1, max_size=20))
+def test_trailing_bytes_are_bad(made: Case, more: bytes) -> None:
+    decoded = Decoder(made.schema).decode(Guarded([made.messages[0] + more, made.messages[0]]).values)
+    assert decoded.rows.tolist() == [1]
+    assert decoded.reasons == ["trailing bytes"]
+
+
+def agree(schema: dict[str, Any], messages: list[bytes]) -> None:
+    """What the codec takes fastavro takes, as the same value; what it refuses fastavro refuses, or it is stricter."""
+    decoded = Decoder(schema).decode(Guarded(messages).values)
+    decoded.batch.validate(full=True)
+    assert sorted(decoded.rows.tolist() + decoded.bad.tolist()) == list(range(len(messages)))
+    read = oracle(schema)
+    for row, index in zip(comparable_rows(schema, decoded.batch), decoded.rows.tolist(), strict=True):
+        assert row == comparable(read(messages[index]))
+    for reason, index in zip(decoded.reasons, decoded.bad.tolist(), strict=True):
+        if rule_of(reason) not in STRICTER:
+            with pytest.raises(Exception):  # noqa: B017, PT011 - fastavro raises what it likes
+                read(messages[index])
+
+
+@common
+@given(cases(), st.randoms(use_true_random=False))
+def test_mutations_never_crash_and_agree_with_fastavro(made: Case, rng: random.Random) -> None:
+    messages = []
+    for message in made.messages * 5:
+        body = bytearray(message)
+        for _ in range(rng.randint(1, 3)):
+            if len(body) > len(HEADER):
+                at = rng.randrange(len(HEADER), len(body))
+                action = rng.randrange(4)
+                if action == 0:
+                    body[at] = rng.randrange(256)
+                elif action == 1:
+                    body[at] ^= 1 << rng.randrange(8)
+                elif action == 2:
+                    del body[at]
+                else:
+                    body[at:at] = rng.choice([b"\xff" * 9 + b"\x01", b"\x80", b"\x01", b"\xfe\xff\xff\xff\x0f", b"\0"])
+        messages.append(bytes(body))
+    agree(made.schema, messages)
+
+
+@common
+@given(cases(max_rows=1), st.lists(st.binary(max_size=60), min_size=1, max_size=20))
+def test_random_bytes_never_crash_and_agree_with_fastavro(made: Case, bodies: list[bytes]) -> None:
+    agree(made.schema, [HEADER + body for body in bodies])
+
+
+@settings(deadline=None, max_examples=25)
+@given(cases(max_rows=3), st.integers(0, 2**32))
+def test_bad_and_null_rows_leave_no_trace(made: Case, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    good = made.messages * 40
+    messages: list[bytes | None] = []
+    for message in good:
+        choice = rng.integers(4)
+        if choice == 0:
+            messages.append(None)
+        elif choice == 1:
+            messages.append(message + b"\0")
+        messages.append(message)
+    decoded = Decoder(made.schema).decode(Guarded(messages).values)
+    assert [messages[i] for i in decoded.rows] == good
+    assert all(messages[i] is None for i in decoded.nulls)
+    clean = Decoder(made.schema).decode(pa.array(good, pa.binary())).batch
+    again = Encoder(made.schema, 7)
+    assert again.encode(decoded.batch).equals(again.encode(clean))
+
+
+@common
+@given(st.binary(max_size=24))
+def test_utf8_is_what_python_says(data: bytes) -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "s", "type": "string"}]}
+    made = case({"type": "record", "name": "R", "fields": [{"name": "s", "type": "bytes"}]}, [{"s": data}])
+    decoded = Decoder(schema).decode(Guarded(made.messages).values)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        assert decoded.reasons == ["invalid utf-8: s"]
+    else:
+        assert decoded.batch.to_pylist() == [{"s": text}]
