@@ -71,6 +71,8 @@ class Feed:
         """
         known = self._streams.get(contract.topic)
         if known is None:
+            # Fails at once while Kafka is away; what follows would hold a thread for its whole timeout.
+            await self.start()
             known = await asyncio.to_thread(self._prepare, contract)
             self._streams[contract.topic] = known
         return known

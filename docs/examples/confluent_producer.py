@@ -3,7 +3,8 @@
     python confluent_producer.py BOOTSTRAP_SERVERS REGISTRY_URL CONTRACT.avsc < rows.ndjson
 
 The contract file is the schema: its further attributes are kept by the registry and ignored by the serializer. Rows
-are JSON objects, one a line; times are microseconds since the epoch. Needs `pip install "confluent-kafka[avro,schemaregistry]"`.
+are JSON objects, one a line; times are microseconds since the epoch. What it needs:
+`pip install "confluent-kafka[avro,schemaregistry]"`.
 """
 
 from __future__ import annotations

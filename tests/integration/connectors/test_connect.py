@@ -71,18 +71,18 @@ def source(postgres_url: str, connect_url: str, tmp_path: Path) -> Iterator[Sour
 
 def test_a_bad_file_gets_connects_own_words_and_the_field(source: Source, connect_url: str) -> None:
     client = Connect(connect_url)
-    for field, value, words in (
+    for setting, value, words in (
         ("slot.name", "A-B", "must contain only digits"),
         ("database.hostname", "${env:NO_SUCH_VARIABLE}", "Connect knows no 'NO_SUCH_VARIABLE'"),
         ("database.dbname", "no_such_database", "does not exist"),
         ("connector.class", "io.debezium.Nothing", "has no plugin"),
     ):
         with pytest.raises(ContractError) as e:
-            client.apply(load_connector(source.write(**{field: value})))
+            client.apply(load_connector(source.write(**{setting: value})))
         assert words in e.value.what
         assert e.value.where.startswith(f"{source.file}:")
-        if field != "database.dbname":
-            assert e.value.where == f"{source.file}:{field}"
+        if setting != "database.dbname":
+            assert e.value.where == f"{source.file}:{setting}"
     with pytest.raises(ConfigError):
         client.status(source.name)
 
