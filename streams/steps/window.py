@@ -1,0 +1,78 @@
+"""Which numbers of a sequence were seen, by key: a window of bits below the highest, as in IPsec's replay protection.
+
+Numbers may come late and out of order, as long as they are less than a window behind; older ones cannot be told apart
+from repeats and are called `OLD`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from headrace.native import kernel
+
+NEW, SEEN, OLD = 0, 1, 2
+NOTHING = np.iinfo(np.int64).min
+
+
+@kernel("void(int64[::1], int64[::1], int64[::1], uint64[:,::1], uint8[::1])")
+def _judge(
+    keys: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.int64],
+    highest: npt.NDArray[np.int64],
+    bits: npt.NDArray[np.uint64],
+    verdicts: npt.NDArray[np.uint8],
+) -> None:
+    one = np.uint64(1)
+    window = bits.shape[1] * 64
+    for i in range(len(keys)):
+        key, number = keys[i], numbers[i]
+        top = highest[key]
+        slot = number % window
+        mask = one << np.uint64(slot & 63)
+        if top == NOTHING or number > top:
+            if top == NOTHING or number - top >= window:
+                bits[key, :] = 0
+            else:
+                for between in range(top + 1, number):
+                    gap = between % window
+                    bits[key, gap >> 6] &= ~(one << np.uint64(gap & 63))
+            highest[key] = number
+            bits[key, slot >> 6] |= mask
+            verdicts[i] = NEW
+        elif top - number >= window:
+            verdicts[i] = OLD
+        elif bits[key, slot >> 6] & mask:
+            verdicts[i] = SEEN
+        else:
+            bits[key, slot >> 6] |= mask
+            verdicts[i] = NEW
+
+
+class Seen:
+    """Numbers seen of each key. `window` is rounded up to a multiple of 64; it costs an eighth of it in bytes a key."""
+
+    def __init__(self, window: int) -> None:
+        self.words = -(-window // 64)
+        self._ids: dict[Hashable, int] = {}
+        self._highest = np.full(64, NOTHING, np.int64)
+        self._bits = np.zeros((64, self.words), np.uint64)
+
+    def judge(self, keys: pa.Array, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """`NEW`, `SEEN` or `OLD` for each row in order; new ones are seen from then on. Keys must not be null."""
+        coded = keys.dictionary_encode()
+        ids = np.fromiter((self._id(key) for key in coded.dictionary.to_pylist()), np.int64)
+        verdicts = np.empty(len(keys), np.uint8)
+        rows = ids[coded.indices.to_numpy(zero_copy_only=False)]
+        _judge(rows, np.ascontiguousarray(numbers, np.int64), self._highest, self._bits, verdicts)
+        return verdicts
+
+    def _id(self, key: Hashable) -> int:
+        found = self._ids.setdefault(key, len(self._ids))
+        if found == len(self._highest):
+            self._highest = np.append(self._highest, np.full(found, NOTHING, np.int64))
+            self._bits = np.concatenate([self._bits, np.zeros((found, self.words), np.uint64)])
+        return found
