@@ -29,7 +29,7 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _NUMBERS = ("int", "long", "float", "double")
 _CONTRACT_ATTRIBUTES = (
     *("type", "name", "namespace", "doc", "aliases", "fields", "owner", "topic", "key", "event_time", "freshness"),
-    *("retention", "storage", "thresholds", "derived_from", "rules", "envelope", "suggestions"),
+    *("retention", "storage", "thresholds", "derived_from", "rules", "envelope", "mqtt", "suggestions"),
 )
 _FIELD_ATTRIBUTES = (
     *("name", "type", "doc", "default", "aliases", "order", "rules", "pii", "subject", "unit", "suggestions"),
@@ -147,6 +147,9 @@ class _Checker:
         self._known(raw, _CONTRACT_ATTRIBUTES, "")
         if isinstance(raw.get("storage"), dict):
             self._known(raw["storage"], ("table", "partition", "mode"), "storage.")
+        mqtt = raw.get("mqtt", [])
+        if not isinstance(mqtt, list) or not all(isinstance(text, str) and text for text in mqtt):
+            self.note("mqtt", "must be a list of MQTT topic filters", 'write ["coldchain/+/reading"]')
         for at, text in [("doc", self.contract.doc), ("owner", self.contract.owner)]:
             self._filled(at, text)
         if raw.get("suggestions"):

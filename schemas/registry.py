@@ -133,6 +133,17 @@ class Registry:
         except SchemaNotFoundError:
             return True
 
+    def set_compatibility(self, subject: str, level: str) -> bool:
+        """Make the registry hold new versions of a subject to a level (BACKWARD, FULL, ...).
+
+        False when this registry does not let its clients say so.
+        """
+        try:
+            self._ask("PUT", f"/config/{quote(subject, safe='')}", {"compatibility": level}, where=subject)
+        except (ContractError, SchemaNotFoundError):
+            return False
+        return True
+
     def _first(self, schema_id: int) -> dict[str, Any]:
         where = f"schema id {schema_id}"
         if schema_id > _MAX_ID or time.monotonic() < self._unknown.get(schema_id, 0.0):
