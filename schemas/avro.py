@@ -137,9 +137,10 @@ class _Parser:
             raise ContractError(f"{kind} without a name", where=path)
         space = name.rpartition(".")[0] or schema.get("namespace", ns) or ""
         full = name if "." in name or not space else f"{space}.{name}"
-        if full in self.named:
+        # A definition is met again where a reference to what encloses it is inlined.
+        named = {**schema, "name": full}
+        if self.named.setdefault(full, (named, space))[0] != named:
             raise ContractError(f"{full} is defined twice", where=path)
-        self.named[full] = ({**schema, "name": full}, space)
         return self._build(kind, self.named[full][0], path, space, inside)
 
     def _build(self, kind: str, schema: Mapping[str, Any], path: str, ns: str, inside: tuple[str, ...]) -> Node:
