@@ -174,7 +174,7 @@ def _latest(registry: Registry, topic: str, part: Any) -> dict[str, Any] | None:
 
 
 def _versions(settings: Settings, contracts: Iterable[Contract]) -> dict[str, int]:
-    registry = Registry(settings.registry.url, patience=0.05)
+    registry = Registry(settings.registry.url, patience=0.0)
     try:
         found = {c.name: current_version(registry, c) for c in registered(contracts)}
     except UnavailableError as e:

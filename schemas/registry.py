@@ -61,7 +61,7 @@ class Registry:
     """A client of one registry. Blocking; safe in threads.
 
     Every method raises `UnavailableError` when the registry cannot be reached or answers with a 5xx, after trying for
-    `patience` seconds. `check_seconds` is how often an id in use is compared with the registry again.
+    `patience` seconds (0: once). `check_seconds` is how often an id in use is compared with the registry again.
     """
 
     def __init__(
@@ -186,8 +186,8 @@ class Registry:
     def _ask(self, method: str, path: str, body: Any = None, *, where: str = "", patient: bool = True) -> Any:
         for attempt in stamina.retry_context(
             on=UnavailableError,
-            attempts=None if patient else 1,
-            timeout=self._patience,
+            attempts=None if patient and self._patience > 0 else 1,
+            timeout=self._patience or None,
             wait_initial=0.1,
             wait_max=1.0,
         ):
