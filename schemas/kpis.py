@@ -22,6 +22,8 @@ from schemas.contracts import Problem
 from schemas.durations import parse_duration
 
 FOLDER = Path("streams") / "kpis"
+RESERVED = frozenset({"changes", "alerts", "alerting", "offset", "meta"})
+"""Names that mean something else where values are kept under `kpi:<name>`."""
 FLOAT_RESOLUTION = Decimal("0.000001")
 
 MeasureKind = Literal["count", "sum", "avg", "min", "max", "quantile", "distinct"]
@@ -81,6 +83,13 @@ class Kpi(_Declared):
             return parse_duration(value)
         except ContractError as e:
             raise PydanticCustomError("duration", "{what}", {"what": str(e)}) from e
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str) -> str:
+        if value in RESERVED:
+            raise PydanticCustomError("kpi", "{name} is taken", {"name": value})
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
