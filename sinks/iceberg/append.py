@@ -10,6 +10,7 @@ from pyiceberg.table.snapshots import Operation
 
 from headrace.errors import ContractError, FencedError
 from headrace.logs import get_logger
+from schemas.codec import rule_of
 from schemas.coordinates import drop_replays
 from sinks.iceberg import progress
 from sinks.iceberg.commit import Change, TableCommitter, trouble
@@ -18,19 +19,27 @@ from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.slices import Reject, Slice, received, with_coordinates
 
+STAGE = "bronze"
+
 log = get_logger("iceberg")
 
 
 def undecodable(part: Slice) -> list[Reject]:
-    """The records of a slice that did not decode."""
-    return [Reject(part, part.bad, "bronze", "decode", part.reasons)] if len(part.bad) else []
+    """The records of a slice that did not decode, by rule."""
+    by_rule: dict[str, list[int]] = {}
+    for i, reason in enumerate(part.reasons):
+        by_rule.setdefault(rule_of(reason), []).append(i)
+    return [
+        Reject(part, part.bad[rows], STAGE, f"decode: {rule}", tuple(part.reasons[i] for i in rows))
+        for rule, rows in by_rule.items()
+    ]
 
 
 class AppendTable(OwnedTable):
     """Every record that decodes becomes a row, tombstones included."""
 
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
-        prepared = self._fit_slices([(part, received(part)) for part in slices], "bronze")
+        prepared = self._fit_slices([(part, received(part)) for part in slices], STAGE)
         prepared.rejects += [reject for part in slices for reject in undecodable(part)]
         return prepared
 
@@ -78,13 +87,13 @@ class DerivedTable(AppendTable):
                 try:
                     keep, marks[part.partition] = drop_replays(part.batch, known)
                 except ContractError as e:
-                    rejects.append(Reject(part, part.rows, "bronze", "coordinates", (str(e),) * batch.num_rows))
+                    rejects.append(Reject(part, part.rows, STAGE, "coordinates", (str(e),) * batch.num_rows))
                     keep = pa.repeat(False, batch.num_rows)
                 else:
                     dropped += len(keep) - keep.true_count
                 batch = batch if keep.true_count == len(keep) else batch.filter(keep)
             parts.append((part, batch))
-        prepared = self._fit_slices(parts, "bronze")
+        prepared = self._fit_slices(parts, STAGE)
         prepared.dropped = dropped
         prepared.rejects += rejects
         prepared.state |= {

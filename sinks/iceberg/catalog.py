@@ -25,7 +25,7 @@ from pyiceberg.transforms import (
 
 from headrace.config import LakeSettings
 from headrace.errors import ConfigError, ContractError
-from schemas.contracts import Contract
+from schemas.contracts import Contract, Storage
 from schemas.contracts import PartitionField as ContractPartition
 from sinks.iceberg.commit import trouble
 
@@ -77,9 +77,10 @@ def create_table(
     columns: pa.Schema,
     *,
     contract: Contract | None = None,
+    partitioned: bool = False,
     properties: Mapping[str, str] | None = None,
 ) -> Table:
-    """Create `name` with `columns`, partitioned as the contract says; the existing table when there is one.
+    """Create `name` with `columns`; the existing table when there is one. `partitioned`: as the contract says.
 
     Columns that the contract marks as personal data get no bounds in manifests, and can't be partitioned by.
     Raises `ContractError` for a partition that cannot be, `UnavailableError`.
@@ -89,8 +90,8 @@ def create_table(
     schema = assign_fresh_schema_ids(Catalog._convert_schema_if_needed(columns))
     spec = UNPARTITIONED_PARTITION_SPEC
     chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract), **(properties or {})}
-    if contract is not None and contract.storage is not None:
-        spec = _partition_spec(schema, contract)
+    if partitioned and contract is not None and contract.storage is not None:
+        spec = _partition_spec(schema, contract, contract.storage)
     with trouble(name):
         with suppress(NamespaceAlreadyExistsError):
             catalog.create_namespace(namespace)
@@ -110,11 +111,10 @@ def _metrics(schema: Schema, contract: Contract | None) -> dict[str, str]:
     return {f"write.metadata.metrics.column.{name}": "none" for name in columns if name in have}
 
 
-def _partition_spec(schema: Schema, contract: Contract) -> PartitionSpec:
-    assert contract.storage is not None
+def _partition_spec(schema: Schema, contract: Contract, storage: Storage) -> PartitionSpec:
     personal = {path for path, spec in contract.walk() if spec.pii}
     fields = []
-    for number, wanted in enumerate(contract.storage.partition):
+    for number, wanted in enumerate(storage.partition):
         where = f"{contract.path}: storage.partition"
         if wanted.column not in schema.column_names:
             raise ContractError(f"no column {wanted.column}", where=where)

@@ -71,15 +71,17 @@ class OwnedTable(ABC):
         topic: str,
         *,
         contract: Contract | None = None,
+        partitioned: bool = False,
         compact_every: int = 30,
     ) -> None:
         self.name = name
         self.topic = topic
         self.contract = contract
+        self._partitioned = partitioned
         self._catalog = catalog
         self._committer: TableCommitter | None = None
         self._identity = ""
-        self._begin: Mapping[int, int] = {}
+        self._begin: dict[int, int] = {}
         self._compact_every = compact_every
         self._commits = 0
         self._sweeper = Sweeper()
@@ -127,6 +129,11 @@ class OwnedTable(ABC):
         if self._committer is not None:
             self._opened(self._committer.table)
         return {partition: stored.get(partition, begin) for partition, begin in source.begin.items()}
+
+    def admit(self, partition: int, begin: int) -> int:
+        """A partition that the topic has got since `open`; returns where it is to be read from."""
+        self._begin[partition] = begin
+        return self.offsets.get(partition, begin)
 
     @abstractmethod
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
@@ -231,7 +238,12 @@ class OwnedTable(ABC):
 
     def _create(self, columns: pa.Schema) -> Table:
         return create_table(
-            self._catalog, self.name, columns, contract=self.contract, properties=self.table_properties()
+            self._catalog,
+            self.name,
+            columns,
+            contract=self.contract,
+            partitioned=self._partitioned,
+            properties=self.table_properties(),
         )
 
     def _record_gap(self, partition: int, at: int, begin: int) -> None:

@@ -88,6 +88,7 @@ class Reject:
     stage: str
     rule: str
     reasons: tuple[str, ...]
+    contract: str | None = None
 
 
 def with_coordinates(batch: pa.RecordBatch, slice_: Slice, rows: Int64, *, key: bool = False) -> pa.RecordBatch:

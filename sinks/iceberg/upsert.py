@@ -15,7 +15,7 @@ from pyiceberg.catalog import Catalog
 from headrace.errors import ContractError
 from schemas.contracts import Contract
 from sinks.iceberg import progress
-from sinks.iceberg.append import undecodable
+from sinks.iceberg.append import STAGE, undecodable
 from sinks.iceberg.changes import fold, join, newest
 from sinks.iceberg.index import hash_keys
 from sinks.iceberg.keyed import KeyedTable, Merging
@@ -44,9 +44,9 @@ class UpsertTable(KeyedTable):
             rejects += undecodable(part)
             if len(part.nulls):
                 reason = "a tombstone: rows of this table are replaced, never removed"
-                rejects.append(Reject(part, part.nulls, "bronze", "tombstone", (reason,) * len(part.nulls)))
+                rejects.append(Reject(part, part.nulls, STAGE, "tombstone", (reason,) * len(part.nulls)))
             parts.append((part, with_coordinates(part.batch, part, part.rows)))
-        fitted = self._fit_slices(parts, "bronze")
+        fitted = self._fit_slices(parts, STAGE)
         batches = [batch for batch in fitted.batches if batch.num_rows]
         keys = join([hash_keys([_column(batch, name) for name in self.key]) for batch in batches])
         if self.version is None:

@@ -1,0 +1,91 @@
+"""Which topics land in which tables. A change topic needs only its connector file; other topics need a contract."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from headrace.errors import ConfigError
+from schemas.contracts import Contract, ContractSet
+from schemas.names import table_name
+
+Kind = Literal["bronze", "derived", "upsert", "current"]
+
+CONNECTORS = Path("connectors") / "debezium"
+
+
+@dataclass(frozen=True)
+class Landing:
+    """One table that a topic lands in. `partitioned` says that the contract's partition spec is this table's."""
+
+    table: str
+    kind: Kind
+    contract: Contract | None = None
+    partitioned: bool = False
+
+
+def change_prefixes(folders: Iterable[Path]) -> list[str]:
+    """`topic.prefix` of every connector file. Raises `ConfigError` for a file that is none."""
+    found = []
+    for path in (p for folder in folders for p in sorted((folder / CONNECTORS).glob("*.json"))):
+        try:
+            data = json.loads(path.read_text())
+            prefix = data.get("config", data).get("topic.prefix")
+        except (OSError, ValueError, AttributeError) as e:
+            raise ConfigError(f"cannot be read as a connector: {e}", where=str(path)) from e
+        if prefix:
+            found.append(str(prefix))
+    return found
+
+
+def plan(
+    topics: Iterable[str], contracts: ContractSet, prefixes: Sequence[str], exclude: Sequence[str] = ()
+) -> dict[str, tuple[Landing, ...]]:
+    """The tables of every topic that is landed, by topic; the first one answers for what does not decode.
+
+    Raises `ConfigError` when a pattern of `exclude` is no regular expression, or two topics would share a table.
+    """
+    try:
+        excluded = [re.compile(pattern) for pattern in exclude]
+    except re.error as e:
+        raise ConfigError(f"is not a regular expression: {e}", where="sink.exclude") from e
+    found: dict[str, tuple[Landing, ...]] = {}
+    owner: dict[str, str] = {}
+    for topic in sorted(topics):
+        if any(pattern.fullmatch(topic) for pattern in excluded):
+            continue
+        landings = _landings(topic, contracts.by_topic.get(topic), prefixes)
+        for landing in landings:
+            if owner.setdefault(landing.table, topic) != topic:
+                raise ConfigError(
+                    f"topics {owner[landing.table]} and {topic} would both land in it",
+                    where=landing.table,
+                    hint="name another table in a contract, or exclude one topic (sink.exclude)",
+                )
+        if landings:
+            found[topic] = landings
+    return found
+
+
+def is_change_topic(topic: str, prefixes: Sequence[str]) -> bool:
+    """Whether a topic is `<prefix>.<schema>.<table>`: no heartbeats, no transaction boundaries, no schema changes."""
+    return any(topic.startswith(f"{p}.") and topic.count(".") >= p.count(".") + 2 for p in prefixes)
+
+
+def _landings(topic: str, contract: Contract | None, prefixes: Sequence[str]) -> tuple[Landing, ...]:
+    storage = contract.storage if contract else None
+    bronze = table_name("bronze", topic)
+    if is_change_topic(topic, prefixes) or (contract is not None and contract.is_cdc):
+        current = storage.table if storage else table_name("silver", topic)
+        return Landing(bronze, "bronze", contract), Landing(current, "current", contract, partitioned=True)
+    if contract is None:
+        return ()
+    if not (contract.derived_from or contract.is_builtin):
+        return (Landing(bronze, "bronze", contract, partitioned=True),)
+    if storage is None:
+        return ()
+    return (Landing(storage.table, "upsert" if storage.mode == "upsert" else "derived", contract, partitioned=True),)
