@@ -109,7 +109,7 @@ class AgentFlow(Processor):
             decided = await self._decided(tail, partition, floor)
             for step in self._memories:
                 await self._remember(tail, partition, step)
-            _, end = await tail.bounds(self.source, partition)
+            begin, end = await tail.bounds(self.source, partition)
         if not self._derived and done >= end:
             raise IdentityError(
                 f"the source ends at {end}, its output is of offset {done}: the topic was made anew",
@@ -118,6 +118,9 @@ class AgentFlow(Processor):
             )
         position = envelope.Position.parse(committed.note) if committed and committed.note else envelope.NOWHERE
         start = committed.offset if committed else None
+        if start is None and done >= begin and self._contract is not None and not self._contract.is_cdc:
+            # Change events are all read again: which of them repeat depends on those before.
+            start = None if self._derived else done + 1
         self._places[partition] = _Place(
             done=-1 if self._derived else done,
             decided=decided,

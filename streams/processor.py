@@ -12,12 +12,11 @@ import asyncio
 import random
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from aiokafka import TopicPartition
 
 from headrace import metrics
 from headrace.errors import HeadraceError, TerminalError, TransientError
@@ -46,7 +45,7 @@ class NotYet(TransientError):
     """Something awaited is not there yet; asked again soon, quietly. Whoever raises it bounds the wait."""
 
 
-class Processor(Protocol):
+class Processor(abc.ABC):
     """Work on the chunks of one source topic, partition by partition, each in offset order.
 
     All methods run in the worker's event loop; one chunk at a time. Between `assigned` and `revoked` of a partition
@@ -64,9 +63,11 @@ class Processor(Protocol):
 
     async def start(self) -> None:
         """Called once before anything is read."""
+        return None
 
     async def stop(self) -> None:
         """Called once after the last chunk; also when `start` of another processor failed."""
+        return None
 
     @abc.abstractmethod
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
@@ -78,6 +79,7 @@ class Processor(Protocol):
 
     def revoked(self, partition: int) -> None:
         """Forget a partition; another instance may have it by now."""
+        return None
 
     def note(self, partition: int, offset: int) -> str:
         """A short text to keep with a commit up to `offset`; comes back in `assigned`. May be called in any thread."""
@@ -131,7 +133,6 @@ class Runner:
         self.processor = processor
         self._retry = retry
         self._next: dict[int, int] = {}
-        self._behind: dict[int, int] = {}
         self._partition = -1
         self._working: asyncio.Future[None] | None = None
 
@@ -154,7 +155,7 @@ class Runner:
                 except Exception as e:
                     await app.crash(terminal(e, self.processor, delivery.chunk))
                     return
-                self._report(delivery.chunk, app.consumer.highwater(TopicPartition(*event.message.tp)))
+                self._report(delivery.chunk)
                 event.ack()
 
         name = f"headrace.{self.processor.name}"
@@ -170,13 +171,20 @@ class Runner:
             await self._retry(place(self.processor, todo), lambda: self.processor.process(todo))
         self._next[chunk.partition] = max(self._next[chunk.partition], chunk.next_offset)
 
-    def _report(self, chunk: Chunk, end: int | None) -> None:
+    def _report(self, chunk: Chunk) -> None:
         flow = (self.processor.flow, chunk.topic)
-        self._behind[chunk.partition] = max(0, (end or 0) - chunk.next_offset)
         newest = int(chunk.timestamps[-1]) / 1000
-        metrics.LAG.labels(*flow).set(sum(self._behind.values()))
         metrics.LAST_RECORD.labels(*flow).set(newest)
         metrics.FRESHNESS.labels(*flow).observe(max(0.0, time.time() - newest))
+
+    @property
+    def partitions(self) -> list[int]:
+        return list(self._next)
+
+    def measure(self, ends: Mapping[int, int]) -> None:
+        """Show how many records are not processed, given where each partition ends."""
+        behind = sum(max(0, end - self._next[partition]) for partition, end in ends.items() if partition in self._next)
+        metrics.LAG.labels(self.processor.flow, self.processor.source).set(behind)
 
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
         """Where the processor begins. Waits until it is no longer at work on what was taken from it."""
@@ -192,8 +200,6 @@ class Runner:
         if self._working is not None and self._partition == partition:
             self._working.cancel()
         if self._next.pop(partition, None) is not None:
-            self._behind.pop(partition, None)
-            metrics.LAG.labels(self.processor.flow, self.processor.source).set(sum(self._behind.values()))
             self.processor.revoked(partition)
 
 
