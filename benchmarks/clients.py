@@ -1,0 +1,164 @@
+"""What is measured inside one client process: producing, and fetching with decode. Run as a command of its own.
+
+`python -m benchmarks.clients HOP SYSTEM SETTINGS` prints one JSON object; CPU time is the whole process's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import fastavro
+import numpy as np
+from aiokafka import TopicPartition
+from confluent_kafka import Consumer, Producer
+from confluent_kafka import TopicPartition as ConfluentPartition
+
+from benchmarks.data import READING, readings
+from headrace.config import Settings
+from headrace.kafka import admin
+from headrace.kafka.client import consumer_options, producer_options
+from headrace.kafka.consumer import ColumnarConsumer
+from headrace.kafka.producer import ColumnarProducer
+from schemas.codec import ChunkDecoder, Encoder, warm
+from schemas.registry import Registry
+
+Run = Callable[[Settings, str, int, int], tuple[int, bool]]
+
+
+def cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def produce_columns(settings: Settings, topic: str, events: int, partitions: int) -> tuple[int, bool]:
+    schema_id = Registry(settings.registry.url).register(f"{topic}-value", READING)
+    encoder = Encoder(READING, schema_id)
+
+    async def work() -> int:
+        producer = ColumnarProducer(**producer_options(settings.kafka))
+        await producer.start()
+        sent = 0
+        try:
+            for partition in range(partitions):
+                last: list[Any] = []
+                for batch in readings(events // partitions, partition):
+                    last = await producer.send_columns(topic, partition, None, encoder.encode(batch))
+                    sent += batch.num_rows
+                await asyncio.gather(*last)
+            await producer.flush()
+        finally:
+            await producer.stop()
+        return sent
+
+    sent = asyncio.run(work())
+    return sent, _held(settings, topic) == sent
+
+
+def produce_plain(settings: Settings, topic: str, events: int, partitions: int) -> tuple[int, bool]:
+    schema_id = Registry(settings.registry.url).register(f"{topic}-value", READING)
+    parsed = fastavro.parse_schema(READING)
+    head = b"\0" + schema_id.to_bytes(4, "big")
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka.bootstrap_servers,
+            "compression.type": "lz4",
+            "linger.ms": 20,
+            "enable.idempotence": True,
+            "queue.buffering.max.messages": 1_000_000,
+        }
+    )
+    sent = 0
+    for partition in range(partitions):
+        for batch in readings(events // partitions, partition):
+            for row in batch.to_pylist():
+                out = io.BytesIO()
+                out.write(head)
+                fastavro.schemaless_writer(out, parsed, row)
+                producer.produce(topic, value=out.getvalue(), partition=partition)
+                sent += 1
+            producer.poll(0)
+            producer.flush()
+    return sent, _held(settings, topic) == sent
+
+
+def _held(settings: Settings, topic: str) -> int:
+    return sum(admin.end_offsets(settings.kafka, [topic]).values())
+
+
+def fetch_columns(settings: Settings, topic: str, events: int, partitions: int) -> tuple[int, bool]:
+    decoder = ChunkDecoder(Registry(settings.registry.url).schema)
+
+    async def work() -> tuple[int, list[Any]]:
+        consumer = ColumnarConsumer(headers=False, **consumer_options(settings.kafka))
+        await consumer.start()
+        places = [TopicPartition(topic, p) for p in range(partitions)]
+        consumer.assign(places)
+        await consumer.seek_to_beginning(*places)
+        seen, offsets = 0, []
+        try:
+            while seen < events:
+                for place, chunks in (await consumer.getmany(timeout_ms=1000)).items():
+                    for chunk in chunks:
+                        seen += decoder.decode(chunk.values).batch.num_rows
+                        offsets.append(chunk.offsets * partitions + place.partition)
+        finally:
+            await consumer.stop()
+        return seen, offsets
+
+    seen, offsets = asyncio.run(work())
+    return seen, len(np.unique(np.concatenate(offsets))) == events
+
+
+def fetch_plain(settings: Settings, topic: str, events: int, partitions: int) -> tuple[int, bool]:
+    parsed = fastavro.parse_schema(READING)
+    consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "bench-plain"})
+    consumer.assign([ConfluentPartition(topic, p, 0) for p in range(partitions)])
+    seen, places = 0, set()
+    while seen < events:
+        for message in consumer.consume(10_000, timeout=0.5):
+            value = message.value()
+            assert value is not None
+            fastavro.schemaless_reader(io.BytesIO(value[5:]), parsed)
+            places.add((message.partition(), message.offset()))
+            seen += 1
+    consumer.close()
+    return seen, len(places) == events
+
+
+CLIENTS: dict[tuple[str, str], Run] = {
+    ("produce", "headrace"): produce_columns,
+    ("produce", "confluent-kafka + fastavro"): produce_plain,
+    ("fetch + decode", "headrace"): fetch_columns,
+    ("fetch + decode", "confluent-kafka + fastavro"): fetch_plain,
+}
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    settings = Settings.model_validate_json(asked["settings"])
+    run = CLIENTS[asked["hop"], asked["system"]]
+    warm()
+    clock, cpu = time.perf_counter(), cpu_seconds()
+    events, ok = run(settings, asked["topic"], asked["events"], asked["partitions"])
+    print(
+        json.dumps(
+            {
+                "events": events,
+                "seconds": time.perf_counter() - clock,
+                "cpu_us_per_event": (cpu_seconds() - cpu) / events * 1e6,
+                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+                "rows_ok": ok,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
