@@ -49,6 +49,7 @@ def world() -> list[ProcessSpec]:
 @app.command()
 def up(
     detach: Annotated[bool, typer.Option("--detach", help="Return as soon as the first KPI is live.")] = False,
+    skip: Annotated[list[str] | None, typer.Option(help="Connectors not to apply.")] = None,
 ) -> None:
     """Start everything: servers, pipeline, shop, devices, business application. Ctrl-C stops it all."""
     attached = not detach
@@ -59,6 +60,8 @@ def up(
     connect = Connect(settings.connect.url)
     for path in connector_files(settings.content):
         connector = load_connector(path)
+        if connector.name in (skip or ()):
+            continue
         connect.check(connector)
         say(f"connector {connector.name}: {connect.apply(connector).state.lower()}")
     dashboard = settings.endpoints["serve"]

@@ -1,0 +1,99 @@
+"""The demo from one command to proof: KPIs move, rows are right, kills lose nothing."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import httpx
+import psutil
+import pytest
+
+from tests.e2e.conftest import Headrace, eventually
+
+ROUNDS = int(os.environ.get("HEADRACE_CHAOS_ROUNDS", "2"))
+KPIS = {
+    "active_devices",
+    "alarms",
+    "customer_alarms",
+    "customer_orders",
+    "customer_spend",
+    "orders_by_status",
+    "revenue_per_minute",
+    "temperature_p95",
+}
+
+
+def revisions(headrace: Headrace) -> dict[str, int]:
+    return {name: max((p["revision"] for p in kpi["points"]), default=0) for name, kpi in headrace.kpis().items()}
+
+
+def verified(headrace: Headrace) -> None:
+    done = headrace("verify", "--patience", "120", check=False, timeout=900)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "everything agrees" in done.stderr
+
+
+def test_every_kpi_moves(demo: Headrace) -> None:
+    eventually(
+        120,
+        "every KPI has values",
+        lambda: set(demo.kpis()) >= KPIS and all(kpi["points"] for name, kpi in demo.kpis().items() if name in KPIS),
+    )
+    before = revisions(demo)
+    eventually(120, "every KPI moves", lambda: all(revisions(demo)[name] > before[name] for name in KPIS))
+
+
+def test_the_business_applications_get_their_rows(demo: Headrace) -> None:
+    crm = demo.get("endpoints.crm")
+    stats = eventually(90, "the CRM has customers", lambda: httpx.get(f"{crm}/stats", timeout=5).json()["customers"])
+    assert stats > 0
+
+
+def test_bad_readings_are_in_the_quarantine_with_rule_and_reason(demo: Headrace) -> None:
+    rows = eventually(120, "something is quarantined", lambda: demo.json("quarantine", "list"))
+    assert all(row["rule"] and row["reason"] for row in rows)
+    row = rows[0]
+    place = f"{row['source_topic']}/{row['source_partition']}/{row['source_offset']}"
+    assert demo.json("quarantine", "show", place)
+
+
+def test_every_process_says_that_it_is_ready(demo: Headrace) -> None:
+    rows = demo.status()
+    assert {row["state"] for row in rows.values()} == {"running"}
+    for name in ("serve", "worker", "merger", "sink", "kpi-sink", "sync", "bridge"):
+        base = demo.get(f"endpoints.{name}")
+        assert httpx.get(f"{base}/healthz", timeout=5).status_code == 200
+        assert "headrace_build_info" in httpx.get(f"{base}/metrics", timeout=5).text
+
+
+def test_everything_agrees(demo: Headrace) -> None:
+    verified(demo)
+
+
+@pytest.mark.timeout(1800)
+def test_kills_lose_nothing_and_double_nothing(demo: Headrace) -> None:
+    """SIGKILL of worker and sink at random moments under load, then Kafka's; nobody helps."""
+    rng = random.Random(time.time_ns())
+    for _ in range(ROUNDS):
+        for name in ("worker", "sink"):
+            time.sleep(rng.uniform(0.5, 6))
+            row = eventually(60, f"{name} runs", lambda n=name: demo.status()[n]["pid"] and demo.status()[n])
+            psutil.Process(row["pid"]).send_signal(signal.SIGKILL)
+            restarted = eventually(
+                90,
+                f"{name} is restarted",
+                lambda n=name, r=row: (
+                    (s := demo.status()[n])["restarts"] > r["restarts"] and s["state"] == "running" and s
+                ),
+            )
+            assert restarted["pid"] != row["pid"]
+    kafka = demo.status()["kafka"]
+    psutil.Process(kafka["pid"]).send_signal(signal.SIGTERM)
+    eventually(120, "Kafka is restarted", lambda: demo.status()["kafka"]["restarts"] > kafka["restarts"])
+    eventually(180, "all run again", lambda: {row["state"] for row in demo.status().values()} == {"running"})
+    before = revisions(demo)
+    eventually(120, "KPIs move again", lambda: revisions(demo)["orders_by_status"] > before["orders_by_status"])
+    verified(demo)
