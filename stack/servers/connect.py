@@ -6,13 +6,28 @@ worker's clients, and their files name passwords by environment variable.
 
 from __future__ import annotations
 
+import os
 from urllib.parse import urlsplit
 
 from stack import jars, probes
 from stack.servers import postgres
-from stack.servers.kafka import LOGGING, class_path
+from stack.servers.kafka import LOGGING
 from stack.spec import Endpoints, Place, Server
 
+BROKER_ONLY = (
+    "caffeine",
+    "hash4j",
+    "kafka-coordinator-common",
+    "kafka-group-coordinator",
+    "kafka-metadata",
+    "kafka-raft",
+    "kafka-share-coordinator",
+    "kafka-storage",
+    "kafka-transaction-coordinator",
+    "kafka_2.13",
+    "pcollections",
+    "scala-",
+)
 PLUGINS = ("debezium", "converter")
 
 
@@ -88,11 +103,17 @@ def prepare(place: Place) -> None:
                 (target / name).symlink_to(path)
 
 
+def class_path(place: Place) -> str:
+    """Kafka's files less the broker's: Connect looks for plugins in every class that it is given."""
+    files = [path for path in jars.paths("kafka", place.cache) if not path.name.startswith(BROKER_ONLY)]
+    return os.pathsep.join(map(str, files))
+
+
 def command(place: Place) -> list[str]:
     folder = place.data("connect")
     start = place.java("connect", "512m", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}")
     main = "org.apache.kafka.connect.cli.ConnectDistributed"
-    return [*start, *class_path(place), main, str(folder / "connect.properties")]
+    return [*start, "-cp", class_path(place), main, str(folder / "connect.properties")]
 
 
 def endpoints(place: Place) -> Endpoints:
@@ -104,6 +125,7 @@ SERVER = Server(
     setting="connect.url",
     ports={"connect": 8083},
     after=("kafka",),
+    early=True,  # its plugin scan takes longer than Kafka takes to start
     jars=("kafka", *PLUGINS),
     env=postgres.coordinates,
     prepare=prepare,

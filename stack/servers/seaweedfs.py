@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pyarrow.fs import S3FileSystem
 
+from headrace.errors import StackError
 from stack import probes
 from stack.spec import Endpoints, Place, Server
 
@@ -33,6 +34,8 @@ def prepare(place: Place) -> None:
 
 
 def command(place: Place) -> list[str]:
+    if not BINARY.exists():
+        raise StackError("its program is not installed", where=str(BINARY), hint="make install")
     folder = place.data("seaweedfs")
     port = place.ports
     options = {
@@ -43,6 +46,12 @@ def command(place: Place) -> list[str]:
         "s3.port": port["s3"],
         "s3.config": folder / "s3.json",
         "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+        "s3.port.grpc": port["s3-grpc"],
+        "s3.localSocket": folder / "s3.sock",
+        "s3.iam": "false",
+        "master.electionTimeout": "1s",
+        "master.resumeState": "false",
         "master.telemetry": "false",
         "filer.localSocket": folder / "filer.sock",
         "master.port": port["s3-master"],
@@ -93,6 +102,7 @@ SERVER = Server(
     setting="lake.warehouse",
     ports={
         "s3": 8333,
+        "s3-grpc": 8334,
         "s3-master": 9333,
         "s3-master-grpc": 9433,
         "s3-volume": 8380,
@@ -104,5 +114,6 @@ SERVER = Server(
     command=command,
     health=lambda place: probes.http_ok(place.ports["s3"], "/healthz"),
     setup=setup,
+    stop_seconds=5,
     endpoints=endpoints,
 )
