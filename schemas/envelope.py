@@ -140,8 +140,13 @@ def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
     first = pc.struct_field(pc.extract_regex(_child(source, "sequence").cast(pa.string()), _SEQUENCE), "first")
     if _any_null(first, changed):
         raise ContractError('changes without a sequence like ["24023104","24023160"]', where="source.sequence")
-    # The first transaction after a slot is created has no commit before it: null, read as 0.
-    lsn = pc.if_else(pc.equal(first, ""), "0", first).cast(pa.int64())
+    # The first transaction of a replication slot has no commit before it: null. Its changes' own lsn stands in, above
+    # every commit that an older slot of the same database has seen and below this transaction's, which comes next.
+    begins = pc.and_(pc.equal(first, ""), changed)
+    own = _child(source, "lsn").cast(pa.int64())
+    if _any_null(own, begins):
+        raise ContractError("changes without their place in the log", where="source.lsn")
+    lsn = pc.if_else(begins, own, pc.if_else(pc.equal(first, ""), None, first).cast(pa.int64()))
     order = _child(transaction, "total_order").cast(pa.int64())
     return _numbers(lsn, snapshot), _numbers(order, snapshot)
 

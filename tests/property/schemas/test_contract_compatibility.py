@@ -99,6 +99,7 @@ def test_what_breaks_nothing_reads_everything(pair):
     assert readable or breaking, (old, new)
 
 
+@settings(deadline=None)
 @given(FIELDS)
 def test_no_change_breaks_nothing(fields):
     assert breaking_changes(record(fields, {}), record(fields, {})) == []

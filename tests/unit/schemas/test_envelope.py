@@ -17,9 +17,9 @@ BLOCK = pa.struct([("id", pa.string()), ("total_order", pa.int64())])
 SCHEMA = pa.schema([("before", ROW), ("after", ROW), ("source", SOURCE), ("transaction", BLOCK), ("op", pa.string())])
 
 
-def event(op="u", lsn=None, order=None, before=None, after=None, **source):
+def event(op="u", commit=None, order=None, before=None, after=None, **source):
     said = {
-        "sequence": json.dumps([None if lsn is None else str(lsn), "7"]),
+        "sequence": json.dumps([None if commit is None else str(commit), "7"]),
         "schema": "public",
         "table": "orders",
         "ts_ms": 5,
@@ -39,8 +39,8 @@ def batch(*events):
 
 
 def test_positions_of_changes_and_of_a_snapshot():
-    lsn, order = envelope.positions(batch(event("r"), event("c", None, 1), event("u", 24023104, 9)))
-    assert (lsn.tolist(), order.tolist()) == ([-1, 0, 24023104], [-1, 1, 9])
+    lsn, order = envelope.positions(batch(event("r"), event("c", None, 1, lsn=3), event("u", 24023104, 9)))
+    assert (lsn.tolist(), order.tolist()) == ([-1, 3, 24023104], [-1, 1, 9])
     assert lsn.dtype == order.dtype == np.int64
 
 
