@@ -81,7 +81,7 @@ def versions(draw):
     return record(old, defaults), record(draw(st.permutations(new)), extra)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(versions())
 def test_what_breaks_nothing_reads_everything(pair):
     old, new = pair

@@ -139,7 +139,7 @@ def answer(database, sql):
 
 
 @settings(
-    max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(conditions, ROWS)
 def test_conditions_agree_with_duckdb(database, sql, rows):
