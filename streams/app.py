@@ -83,6 +83,8 @@ def _agents_in(path: Path) -> list[Agent]:
 def faust_app(settings: Settings) -> Any:
     """A Faust app on the columnar transport, without web server, leader topic or store on disk."""
     worker = settings.worker
+    folder = settings.state / "worker"
+    folder.mkdir(parents=True, exist_ok=True)
     return faust.App(
         worker.application,
         broker=[f"headrace://{server.strip()}" for server in settings.kafka.bootstrap_servers.split(",")],
@@ -91,7 +93,7 @@ def faust_app(settings: Settings) -> Any:
         broker_heartbeat_interval=min(3.0, worker.session_timeout_seconds / 3),
         broker_commit_interval=worker.commit_interval_seconds,
         store="memory://",
-        datadir=str(settings.state / "worker"),
+        datadir=str(folder),
         web_enabled=False,
         autodiscover=False,
         topic_disable_leader=True,

@@ -214,7 +214,8 @@ def terminal(error: Exception, processor: Processor, chunk: Chunk) -> HeadraceEr
     if isinstance(error, HeadraceError):
         error.where = error.where or place(processor, chunk)
         return error
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
     found = TerminalError(
         f"{type(error).__name__} raised at {Path(frame.filename).name}:{frame.lineno} in {frame.name}",
         where=place(processor, chunk),

@@ -31,7 +31,8 @@ class Tail:
     """
 
     def __init__(self, kafka: KafkaSettings, schema_of: Callable[[int], dict[str, Any]]) -> None:
-        self._consumer = ColumnarConsumer(**consumer_options(kafka), headers=False)
+        # Each new place waits for the fetch at the last one to come back, which has nothing to wait for.
+        self._consumer = ColumnarConsumer(**consumer_options(kafka), headers=False, fetch_max_wait_ms=10)
         self._decoder = ChunkDecoder(schema_of)
 
     async def __aenter__(self) -> Tail:

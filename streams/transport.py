@@ -27,6 +27,7 @@ from faust.types.tuples import TP
 from headrace.errors import ConfigError, OffsetGapError
 from headrace.kafka.columns import Chunk
 from headrace.kafka.consumer import ColumnarConsumer
+from headrace.kafka.reader import ReadLimits
 from headrace.logs import get_logger
 
 log = get_logger("transport")
@@ -136,7 +137,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             auto_offset_reset="none",
             max_poll_interval_ms=int(conf.broker_max_poll_interval * 1000),
             max_partition_fetch_bytes=conf.consumer_max_fetch_size,
-            max_chunk_rows=CHUNK_ROWS,
+            limits=ReadLimits(max_chunk_rows=CHUNK_ROWS),
             fetch_max_wait_ms=QUIET_FETCH[0],
             fetch_min_bytes=QUIET_FETCH[1],
             request_timeout_ms=int(conf.broker_request_timeout * 1000),

@@ -67,7 +67,8 @@ class Seen:
         ids = np.fromiter((self._id(key) for key in coded.dictionary.to_pylist()), np.int64)
         verdicts = np.empty(len(keys), np.uint8)
         rows = ids[coded.indices.to_numpy(zero_copy_only=False)]
-        _judge(rows, np.ascontiguousarray(numbers, np.int64), self._highest, self._bits, verdicts)
+        # A copy: columns of Arrow are read-only, which the kernel's signature is not.
+        _judge(rows, np.array(numbers, np.int64), self._highest, self._bits, verdicts)
         return verdicts
 
     def _id(self, key: Hashable) -> int:
