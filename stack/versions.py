@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 KAFKA = "4.3.1"
+LOG4J = "2.24.3"
 DEBEZIUM = "3.6.1.Final"
 REGISTRY = "3.3.3"
 CONVERTER = "2.6.13.Final"

@@ -1,4 +1,8 @@
-"""Apache ActiveMQ Artemis as the MQTT broker, with a durable journal: QoS 1 survives a crash of either side."""
+"""Apache ActiveMQ Artemis as the MQTT broker, with a durable journal: QoS 1 survives a crash of either side.
+
+The address settings keep what a subscriber has not acknowledged: no queue is deleted for being idle, no message is
+dropped for having been delivered too often.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ BROKER = """\
     <journal-datasync>true</journal-datasync>
     <journal-file-size>2M</journal-file-size>
     <journal-min-files>2</journal-min-files>
+    <journal-pool-files>8</journal-pool-files>
     <journal-directory>{data}/journal</journal-directory>
     <bindings-directory>{data}/bindings</bindings-directory>
     <large-messages-directory>{data}/large</large-messages-directory>
@@ -34,8 +39,9 @@ BROKER = """\
       <address-setting match="#">
         <auto-create-addresses>true</auto-create-addresses>
         <auto-create-queues>true</auto-create-queues>
-        <auto-delete-addresses>true</auto-delete-addresses>
-        <auto-delete-queues>true</auto-delete-queues>
+        <auto-delete-addresses>false</auto-delete-addresses>
+        <auto-delete-queues>false</auto-delete-queues>
+        <max-delivery-attempts>-1</max-delivery-attempts>
         <address-full-policy>PAGE</address-full-policy>
         <max-size-bytes>16M</max-size-bytes>
       </address-setting>
