@@ -7,9 +7,10 @@ import sys
 
 import typer
 
-from cli import config, connect, contract, demo, run, sql, stack, verify
+from cli import config, connect, contract, demo, kpi, run, sql, stack, verify
 from cli.output import say
 from headrace.errors import HeadraceError
+from headrace.logs import configure_logs
 
 app = typer.Typer(
     name="headrace",
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.add_typer(config.app, name="config")
 app.add_typer(contract.app, name="contract")
 app.add_typer(connect.app, name="connect")
+app.add_typer(kpi.app, name="kpi")
 app.add_typer(demo.app, name="demo")
 app.command("run")(run.run)
 app.command("sql")(sql.sql)
@@ -30,6 +32,7 @@ for command in (stack.up, stack.status, stack.logs, stack.down):
 
 def main() -> None:
     """Run the command line; a `HeadraceError` becomes one line (or one JSON object) and exit status 1."""
+    configure_logs("cli", "ERROR")
     try:
         app()
     except HeadraceError as e:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON, errors too.")]
 
-messages = Console(stderr=True, highlight=False)
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
 _data = Console(highlight=False, soft_wrap=True)
 
 

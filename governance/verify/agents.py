@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader
 from governance.verify.ledger import Ledger, first_appearances
@@ -12,7 +14,7 @@ def check_agent(
     kafka: KafkaReader,
     schemas: Schemas,
     ledger: Ledger,
-    group: str,
+    committed: Mapping[int, int],
     stage: str,
     source: str,
     partitions: int,
@@ -20,10 +22,10 @@ def check_agent(
 ) -> Check:
     """`stage` is the agent's name in the quarantine; output partition = source partition.
 
-    Committed offsets come after the output is acknowledged, so everything below them must be accounted for.
+    `committed` are the group's offsets, read before the ledger: they come after the output and the quarantine are
+    acknowledged, so everything below them must be accounted for.
     """
     check = Check(f"{source} -> {output}", f"records through {stage}")
-    committed = kafka.committed(group, source, partitions)
     for partition in range(partitions):
         low, high = kafka.bounds(source, partition)
         below = min(committed.get(partition, 0), high)

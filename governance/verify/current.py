@@ -105,7 +105,8 @@ def _position(event: dict[str, Any]) -> tuple[int, int] | None:
     if order is None:
         return None
     first = (json.loads(event["source"].get("sequence") or "[null]") or [None])[0]
-    return int(first or 0), order
+    # The first transaction of a new slot has no commit before it: its own position stands in.
+    return int(first if first is not None else event["source"].get("lsn") or 0), order
 
 
 def check_current(

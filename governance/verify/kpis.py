@@ -200,7 +200,7 @@ def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
     return f"""log AS (
         SELECT _partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op, "before" AS old, "after" AS new,
                CASE WHEN "transaction".total_order IS NOT NULL
-                    THEN coalesce(CAST(CAST(source.sequence AS JSON) ->> '$[0]' AS HUGEINT), 0) * 4294967296
+                    THEN coalesce(CAST(CAST(source.sequence AS JSON) ->> '$[0]' AS HUGEINT), source.lsn, 0) * 4294967296
                          + "transaction".total_order END AS pos,
                op = 'r' AND coalesce(source.snapshot, '') <> 'incremental' AS read_whole,
                op = 't' OR (op = 'r' AND coalesce(source.snapshot, '') = 'incremental') AS ignored,

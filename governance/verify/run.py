@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from governance.verify.agents import check_agent
@@ -67,9 +68,12 @@ class Verification:
         """`only` keeps the checks whose flow contains one of the given texts."""
         wanted = tuple(only)
         self.progress("reading the quarantine")
-        # Tables are read before the quarantine: what a table's cut has passed is in the quarantine by then.
+        # Tables and committed offsets are read before the quarantine: what they have passed is in it by then.
         topics = self.kafka.topics()
         tables = {name: self.lake.table(name) for name in self.lake.names()}
+        agents = [a for a in load_agents(self.settings.content) if a.source in topics and a.output in topics]
+        group = self.settings.worker.application
+        committed = {a.name: self.kafka.committed(group, a.source, topics[a.source]) for a in agents}
         self.ledger = Ledger(self.kafka, self.schemas)
         checks: list[Check] = []
 
@@ -92,23 +96,22 @@ class Verification:
                 self._derived(add, contract, topics[contract.topic], tables)
             else:
                 self._bronze(add, contract.topic, topics[contract.topic], tables)
-        for agent in load_agents(self.settings.content):
-            if agent.source in topics and agent.output in topics:
-                group = self.settings.worker.application
-                stage, source, output = f"agent:{agent.name}", agent.source, agent.output
-                add(
-                    f"{source} -> {output}",
-                    f"records through {stage}",
-                    lambda g=group, st=stage, s=source, o=output: check_agent(
-                        self.kafka, self.schemas, self.ledger, g, st, s, topics[s], o
-                    ),
-                )
+        for agent in agents:
+            stage, partitions = f"agent:{agent.name}", topics[agent.source]
+            add(
+                f"{agent.source} -> {agent.output}",
+                f"records through {stage}",
+                partial(self._agent, committed[agent.name], stage, agent.source, partitions, agent.output),
+            )
         if kpis and (not wanted or any("kpi" in text for text in wanted)):
             self.progress("recomputing KPIs")
             checks.extend(
                 check_kpis(self.settings, self.kafka, self.schemas, self.lake, self.contracts, patience=self.patience)
             )
         return Report(checks)
+
+    def _agent(self, committed: dict[int, int], stage: str, source: str, partitions: int, output: str) -> Check:
+        return check_agent(self.kafka, self.schemas, self.ledger, committed, stage, source, partitions, output)
 
     def _bronze(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
         table = tables.get(name := table_name("bronze", topic))

@@ -343,7 +343,8 @@ def test_an_agents_output_is_checked_record_by_record(world: World, tmp_path: Pa
 
     def check(committed: int) -> Check:
         consumer.commit(offsets=[TopicPartition(world.topic, 0, committed)], asynchronous=False)
-        return check_agent(kafka, schemas, Ledger(kafka, schemas), group, "agent:x", world.topic, 1, output)
+        held = kafka.committed(group, world.topic, 1)
+        return check_agent(kafka, schemas, Ledger(kafka, schemas), held, "agent:x", world.topic, 1, output)
 
     assert check(2).ok
     assert check(9).offences == [f"{world.topic}/0/2: neither in the output, nor quarantined, nor dropped by a rule"]
