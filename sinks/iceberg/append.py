@@ -30,7 +30,7 @@ def undecodable(part: Slice) -> list[Reject]:
     for i, reason in enumerate(part.reasons):
         by_rule.setdefault(rule_of(reason), []).append(i)
     return [
-        Reject(part, part.bad[rows], STAGE, f"decode: {rule}", tuple(part.reasons[i] for i in rows))
+        Reject(part, part.bad[rows], STAGE, rule, tuple(part.reasons[i] for i in rows))
         for rule, rows in by_rule.items()
     ]
 

@@ -22,6 +22,7 @@ from pyiceberg.transforms import (
     TruncateTransform,
     YearTransform,
 )
+from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from headrace.config import LakeSettings
 from headrace.errors import ConfigError, ContractError
@@ -49,17 +50,19 @@ def open_catalog(lake: LakeSettings) -> Catalog:
         raise ConfigError("no warehouse is configured", where="lake.warehouse", hint="file:///folder or s3://bucket")
     rest = lake.uri.startswith(("http://", "https://"))
     options = {"pool_pre_ping": "true"} if not rest else {}
+    chosen = {
+        "type": "rest" if rest else "sql",
+        "uri": lake.uri,
+        "warehouse": lake.warehouse,
+        **options,
+        **lake.properties,
+    }
     with trouble("catalog"):
-        return load_catalog(
-            lake.catalog,
-            **{
-                "type": "rest" if rest else "sql",
-                "uri": lake.uri,
-                "warehouse": lake.warehouse,
-                **options,
-                **lake.properties,
-            },
-        )
+        try:
+            return load_catalog(lake.catalog, **chosen)
+        except (IntegrityError, ProgrammingError):
+            # Two processes made the catalog's tables at once; now they are there.
+            return load_catalog(lake.catalog, **chosen)
 
 
 def find_table(catalog: Catalog, name: str) -> Table | None:

@@ -2,7 +2,7 @@
 
 A separate compactor would lose every race against a writer that commits each second. Rewriting is size-tiered: files of
 one partition are merged once several of about the same size exist, so each row is rewritten a few times in its life,
-whatever the table's size; one group at a time, bounded in bytes, so a commit never waits long behind it.
+whatever the table's size; what one rewrite reads is bounded, so a commit never waits long behind it.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def dead_rows(task: FileScanTask) -> int:
 
 
 def choose(tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE) -> list[FileScanTask]:
-    """The group of files most worth rewriting into one, of one partition; empty when none is.
+    """The files to rewrite now, into one a partition: at most `TARGET_BYTES` together (or one file), maybe none.
 
-    A group is a tier of at least `at_least` small files, or the files with many dead rows of a partition.
+    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows.
     """
     groups: dict[tuple[Any, int], list[FileScanTask]] = defaultdict(list)
     for task in tasks:
@@ -55,8 +55,16 @@ def choose(tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE) -> 
         else:
             continue
         groups[task.file.partition, tier].append(task)
-    worth = [_bounded(group) for (_, tier), group in groups.items() if tier < 0 or len(group) >= at_least]
-    return max(worth, key=len, default=[])
+    worth = [group for (_, tier), group in groups.items() if tier < 0 or len(group) >= at_least]
+    chosen: list[FileScanTask] = []
+    total = 0
+    for group in sorted(worth, key=len, reverse=True):
+        for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
+            total += task.file.file_size_in_bytes
+            if chosen and total > TARGET_BYTES:
+                return chosen
+            chosen.append(task)
+    return chosen
 
 
 def _tier(size: int) -> int:
@@ -64,18 +72,6 @@ def _tier(size: int) -> int:
     while size >= limit:
         tier, limit = tier + 1, limit * TIER_FACTOR
     return tier
-
-
-def _bounded(group: list[FileScanTask]) -> list[FileScanTask]:
-    """As many of the group as one rewrite may read, at least one."""
-    taken: list[FileScanTask] = []
-    total = 0
-    for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
-        total += task.file.file_size_in_bytes
-        if taken and total > TARGET_BYTES:
-            break
-        taken.append(task)
-    return taken
 
 
 def live_rows(table: Table, tasks: Sequence[FileScanTask]) -> pa.Table:

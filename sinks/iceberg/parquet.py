@@ -25,10 +25,25 @@ from pyiceberg.io.pyarrow import (
     parquet_path_to_id_mapping,
 )
 from pyiceberg.manifest import DataFile, DataFileContent, FileFormat
-from pyiceberg.partitioning import PartitionFieldValue, PartitionKey, PartitionSpec
+from pyiceberg.partitioning import (
+    PartitionField,
+    PartitionFieldValue,
+    PartitionKey,
+    PartitionSpec,
+    _to_partition_representation,
+)
 from pyiceberg.schema import Schema
 from pyiceberg.table.locations import LocationProvider
+from pyiceberg.transforms import (
+    DayTransform,
+    HourTransform,
+    IdentityTransform,
+    MonthTransform,
+    Transform,
+    YearTransform,
+)
 from pyiceberg.typedef import Record
+from pyiceberg.types import IcebergType
 
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
@@ -44,6 +59,7 @@ _DELETES = pa.schema(
 )
 _ROW_GROUP = 1 << 18
 _SAMPLE = 1024
+_DAY = 86_400_000_000  # microseconds
 
 
 @dataclass(frozen=True)
@@ -101,11 +117,9 @@ class FileWriter:
             ]
             yield PartitionKey(fields, self.spec, self.schema), (None if len(starts) == 1 else order[start:end])
 
-    def _transformed(self, table: pa.Table, field: Any) -> pa.Array:
+    def _transformed(self, table: pa.Table, field: PartitionField) -> pa.Array:
         source = self.schema.find_field(field.source_id)
-        column = table.column(source.name)
-        result = field.transform.pyarrow_transform(source.field_type)(column)
-        return result.combine_chunks() if isinstance(result, pa.ChunkedArray) else result
+        return transformed(table.column(source.name).combine_chunks(), field.transform, source.field_type)
 
     def _write_file(self, table: pa.Table, key: PartitionKey | None) -> DataFile:
         path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
@@ -211,3 +225,26 @@ def _descend(path: str, kind: pa.DataType, column: Any) -> Iterator[tuple[str, p
         yield from _descend(f"{path}.key_value.value", kind.item_type, None)
     else:
         yield path, kind, column
+
+
+def transformed(column: pa.Array, transform: Transform[Any, Any], kind: IcebergType) -> pa.Array:
+    """Partition values of a column, as Iceberg represents them. Times are computed in columns, the rest (buckets,
+    truncation) once a distinct value."""
+    if isinstance(transform, IdentityTransform):
+        return column
+    if isinstance(transform, YearTransform | MonthTransform):
+        years = pc.subtract(pc.year(column), 1970)
+        if isinstance(transform, YearTransform):
+            return years.cast(pa.int32())
+        return pc.add(pc.multiply(years, 12), pc.subtract(pc.month(column), 1)).cast(pa.int32())
+    if isinstance(transform, DayTransform | HourTransform):
+        if pa.types.is_date(column.type):
+            return column.view(pa.int32())
+        unit = _DAY if isinstance(transform, DayTransform) else _DAY // 24
+        micros = column.view(pa.int64())
+        floored = np.floor_divide(pc.fill_null(micros, 0).to_numpy(), unit)
+        return pa.array(floored, pa.int32(), mask=pc.is_null(micros).to_numpy(zero_copy_only=False))
+    encoded = column.dictionary_encode()
+    apply = transform.transform(kind)
+    values = pa.array([apply(_to_partition_representation(kind, value)) for value in encoded.dictionary.to_pylist()])
+    return values.take(encoded.indices)

@@ -24,9 +24,7 @@ from sinks.iceberg.slices import Slice
 
 TOPIC = "shop.public.things"
 ROW = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int32())])
-SOURCE = pa.struct(
-    [("schema", pa.string()), ("table", pa.string()), ("lsn", pa.int64()), ("sequence", pa.string())]
-)
+SOURCE = pa.struct([("schema", pa.string()), ("table", pa.string()), ("lsn", pa.int64()), ("sequence", pa.string())])
 TRANSACTION = pa.struct([("id", pa.string()), ("total_order", pa.int64())])
 
 
