@@ -48,7 +48,7 @@ class KpiCard:
             f'<div class="headline">{number(kpi.headline)}<small>{escape(kpi.unit)}</small></div>'
         )
         what = "newest window" if kpi.windowed else "since the beginning"
-        self._as_of.set_text(f"{what} · as of {clock(kpi.as_of)} UTC · revision {kpi.revision}")
+        self._as_of.set_text(f"{what} · as of {clock(kpi.as_of)} UTC")
         self._chart.options.clear()
         self._chart.options.update(chart_options(kpi))
         self._chart.update()
@@ -97,7 +97,7 @@ def build(collector: Collector, theme: Theme = "auto") -> None:
 
     def refresh() -> None:
         snapshot, now = collector.snapshot, time.time()
-        for kpi in snapshot.kpis:
+        for kpi in sorted(snapshot.kpis, key=lambda k: (not k.windowed, k.name)):
             if kpi.name in cards:
                 cards[kpi.name].show(kpi)
             elif kpi.points:

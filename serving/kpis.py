@@ -55,6 +55,11 @@ class Kpi:
         return self.measure in ("sum", "count")
 
     @property
+    def whole(self) -> bool:
+        """Whether its values are whole numbers."""
+        return self.measure in ("count", "distinct")
+
+    @property
     def headline(self) -> float | None:
         """Groups added up where that means something; else the highest of them."""
         values = [p.value for p in self.latest if p.value is not None]

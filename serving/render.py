@@ -84,7 +84,7 @@ def _lines(kpi: Kpi) -> dict[str, Any]:
             "showSymbol": len(windows) < 3,
             "connectNulls": True,
             "lineStyle": {"width": 2},
-            "areaStyle": {"opacity": 0.08},
+            "areaStyle": {"opacity": 0.08 if kpi.additive else 0},
             "data": [values[group].get(w, gap) for w in windows],
         }
         for group in sorted(groups)
@@ -92,7 +92,7 @@ def _lines(kpi: Kpi) -> dict[str, Any]:
     return {
         **_base(len(groups) > 1),
         "xAxis": {"type": "category", "boundaryGap": False, "data": [clock(w)[:5] for w in windows], **_axis(False)},
-        "yAxis": {"type": "value", "scale": not kpi.additive, **_axis(True)},
+        "yAxis": {"type": "value", "scale": not kpi.additive, "minInterval": 1 if kpi.whole else 0, **_axis(True)},
         "series": series,
     }
 
@@ -101,7 +101,7 @@ def _bars(kpi: Kpi) -> dict[str, Any]:
     top = sorted(kpi.points, key=lambda p: (-(p.value or 0.0), p.label))[:MAX_BARS][::-1]
     return {
         **_base(False),
-        "xAxis": {"type": "value", **_axis(True)},
+        "xAxis": {"type": "value", "minInterval": 1 if kpi.whole else 0, **_axis(True)},
         "yAxis": {"type": "category", "data": [p.label for p in top], **_axis(False)},
         "series": [
             {
@@ -178,7 +178,7 @@ def flows_table(flows: Sequence[Flow], now: float) -> str:
     ]
     rows = [
         [
-            (flow.name, "strong"),
+            (flow.name, "mono strong"),
             (flow.topic, "opt mono"),
             (number(flow.rate), "num"),
             (number(flow.rows_in), "num opt"),
