@@ -1,0 +1,190 @@
+"""Workers that are killed, that don't know they are replaced, a changelog that is compacted, a merger that restarts:
+whatever happens, the values are those of the table."""
+
+import asyncio
+from decimal import Decimal
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.config import Settings
+from headrace.kafka import BatchTooLargeError, Chunk
+from schemas.codec import Decoded
+from schemas.registry import Registry
+from streams.kpi import state
+from streams.kpi.state import KpiProcessor
+from streams.kpi.totals import Totals
+from tests.property.streams.test_kpi_contributions import ENVELOPE, by_country, histories, kpi
+
+SETTINGS, REGISTRY = Settings(), Registry("http://127.0.0.1:9")
+SPEND = kpi(name="spend", dimensions=["country"])
+COUNT = kpi("count", "", name="rows", dimensions=["country"], filter="amount > 0")
+
+
+class Log:
+    """One partition of a changelog: (offset, key, value); a batch is appended whole or refused."""
+
+    def __init__(self, largest):
+        self.records, self.end, self.largest = [], 0, largest
+
+    def append(self, keys, values):
+        if len(keys) > self.largest:
+            raise BatchTooLargeError("too large")
+        first = self.end
+        for key, value in zip(keys.to_pylist(), values.to_pylist(), strict=True):
+            self.records.append((self.end, key, value))
+            self.end += 1
+        return first
+
+    def compact(self):
+        last = {key: offset for offset, key, _ in self.records}
+        self.records = [r for r in self.records if last[r[1]] == r[0]]
+
+    def columns(self):
+        return pa.array([k for _, k, _ in self.records], pa.binary()), pa.array(
+            [v for _, _, v in self.records], pa.binary()
+        )
+
+
+class FakeChangelog:
+    """A worker's view of the log; `lose` makes the next acknowledgement get lost with the process."""
+
+    topic = "changelog"
+
+    def __init__(self, log):
+        self.log, self.lose = log, False
+
+    async def ensure(self):
+        pass
+
+    async def write(self, partition, keys, values):
+        at = self.log.append(keys, values)
+        if self.lose:
+            raise ConnectionError
+        return at
+
+    async def read(self, partition):
+        from streams.kpi.changelog import Fold
+
+        fold = Fold()
+        fold.feed(*self.log.columns())
+        return fold, self.log.end
+
+    async def only_tombstones(self, partition, start, stop):
+        return all(value is None for offset, _, value in self.log.records if start <= offset < stop)
+
+
+class FakeDecoder:
+    def __init__(self, log):
+        self.log = log
+
+    def decode(self, values):
+        rows = np.arange(len(values))
+        batch = pa.RecordBatch.from_pylist([self.log[int(v)] for v in values.to_pylist()], schema=ENVELOPE)
+        return Decoded(batch, rows, rows[:0], [], rows[:0], rows[:0])
+
+
+def worker(source, log, kpis):
+    processor = KpiProcessor(SETTINGS, "t", kpis, REGISTRY)
+    processor._changelog, processor._decoder = FakeChangelog(log), FakeDecoder(source)
+    place = {("t", 0): 0}
+    with (
+        patch.object(state, "begin_offsets", lambda *_: place),
+        patch.object(state, "end_offsets", lambda *_: {("t", 0): len(source)}),
+        patch.object(state, "topic_ids", lambda *_: {"t": "id"}),
+    ):
+        processor.at = asyncio.run(processor.assigned(0, None))
+    return processor
+
+
+def advance(processor, source, size):
+    first, last = processor.at, min(processor.at + size, len(source))
+    if first == last:
+        return
+    values = pa.array([str(i).encode() for i in range(first, last)])
+    offsets = np.arange(first, last)
+    chunk = Chunk("t", 0, values, values, offsets, np.full(last - first, 4_000_000_000_000), last)
+    asyncio.run(processor.process(chunk))
+    processor.at = last
+
+
+def merged(log, kpis):
+    totals = Totals(kpis)
+    totals.ends({("t", 0): 0})
+    totals.feed("t", 0, *log.columns(), 0.0)
+    return totals
+
+
+@settings(max_examples=60, deadline=None)
+@given(histories(), st.integers(8, 40), st.data())
+def test_values_are_those_of_the_table_whatever_happens(made, largest, data):
+    source, table = made
+    log, kpis = Log(largest), [SPEND]
+    owner, zombies, running, read = worker(source, log, kpis), [], Totals([SPEND, COUNT]), 0
+    running.ends({("t", 0): 0})
+    published = {}
+    for _ in range(data.draw(st.integers(1, 12))):
+        happens = data.draw(st.sampled_from(["work"] * 3 + ["die", "lose", "zombie", "compact", "declare", "merge"]))
+        if happens == "work":
+            advance(owner, source, data.draw(st.integers(1, 8)))
+        elif happens == "die":
+            owner = worker(source, log, kpis)
+        elif happens == "lose":
+            owner._changelog.lose = True
+            try:
+                advance(owner, source, 3)
+            except ConnectionError:
+                pass
+            owner = worker(source, log, kpis)
+        elif happens == "zombie":
+            zombies.append(owner)
+            owner = worker(source, log, kpis)
+        elif happens == "compact":
+            # Only what has lain for an hour is compacted: by then the owner has repaired what a zombie wrote over.
+            advance(owner, source, 1)
+            owner = worker(source, log, kpis)
+            advance(owner, source, 1)
+            if not zombies:
+                log.compact()
+                read = 0
+                running = Totals([SPEND, COUNT])
+                running.ends({("t", 0): 0})
+                for key, value in published.items():
+                    running.recall(*key, value, final=False)
+        elif happens == "declare":
+            kpis = [SPEND, COUNT]
+            owner = worker(source, log, kpis)
+        elif happens == "merge":
+            read = merge(log, running, read, published)
+        for zombie in zombies:
+            if data.draw(st.booleans()):
+                advance(zombie, source, data.draw(st.integers(1, 8)))
+    while owner.at < len(source):
+        advance(owner, source, 5)
+    merge(log, running, read, published)
+    groups = by_country(table)
+    sums = {k: sum((r["amount"] for r in rows if r["amount"] is not None), Decimal(0)) for k, rows in groups.items()}
+    assert {k: v for (name, k), v in published.items() if name == "spend" and k in sums} == {
+        k: float(v) for k, v in sums.items()
+    }
+    assert not any(v for (name, k), v in published.items() if name == "spend" and k not in sums)
+    for name in (k.name for k in kpis):
+        again = merged(log, [SPEND, COUNT])
+        assert {p.key: p.value for p in again.changed(0) if p.kpi.name == name} == {
+            k: v for (n, k), v in published.items() if n == name
+        }
+    counts = {k: sum(r["amount"] is not None and r["amount"] > 0 for r in rows) for k, rows in groups.items()}
+    if COUNT in kpis:
+        assert {k: v for (name, k), v in published.items() if name == "rows" and v} == {k: v for k, v in counts.items() if v}
+
+
+def merge(log, totals, read, published):
+    new = [r for r in log.records if r[0] >= read]
+    totals.feed("t", 0, pa.array([k for _, k, _ in new], pa.binary()), pa.array([v for *_, v in new], pa.binary()), 0.0)
+    changed = totals.changed(0.0)
+    totals.keep(changed)
+    published.update({(p.kpi.name, p.key): p.value for p in changed})
+    return log.end
