@@ -153,14 +153,23 @@ class Case:
 
 def types() -> st.SearchStrategy[Typed]:
     leaves = st.one_of(st.sampled_from(_LEAVES), _decimals(), st.sampled_from(_UNIONS))
-    return st.recursive(leaves, _nest, max_leaves=6)
+    return st.recursive(leaves, lambda inner: _nest(inner), max_leaves=6)
 
 
 @st.composite
 def cases(draw: st.DrawFn, max_rows: int = 6) -> Case:
-    schema, values = _record(draw(st.lists(types(), min_size=1, max_size=5)))
+    leaves = st.sampled_from(_LEAVES)
+    schema, values = _record(draw(st.lists(types(), min_size=1, max_size=4)) + draw(st.lists(leaves, max_size=3)))
     named = _named(schema, [0])
     return case(named, draw(st.lists(values, min_size=1, max_size=max_rows)))
+
+
+@st.composite
+def one_of_each(draw: st.DrawFn) -> Case:
+    """A record with every leaf, a decimal of each kind and every way to nest them, and one row."""
+    fields = [*_LEAVES, *_UNIONS, draw(_decimals()), _optional(_array(_LEAVES[7])), _map(_LEAVES[4])]
+    schema, values = _record(fields)
+    return case(_named(schema, [0]), [draw(values)])
 
 
 def case(schema: dict[str, Any], rows: Sequence[dict[str, Any]]) -> Case:

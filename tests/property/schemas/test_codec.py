@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.codec import Decoder, Encoder, rule_of
-from tests.property.schemas.avro_cases import HEADER, Case, Guarded, case, cases, comparable, comparable_rows, oracle
+from tests.property.schemas.avro_cases import (
+    HEADER,
+    Case,
+    Guarded,
+    case,
+    cases,
+    comparable,
+    comparable_rows,
+    one_of_each,
+    oracle,
+)
 
 # What the codec refuses and fastavro takes, each on purpose: values that the schema's type does not have (fastavro
 # does not look), and claims that cannot be true.
@@ -73,6 +83,18 @@ def test_every_cut_message_is_bad_and_its_neighbours_are_not(made: Case) -> None
     assert {rule_of(r) for r in decoded.reasons} <= {"truncated", "invalid item count"}
     decoded.batch.validate(full=True)
     assert decoded.batch.slice(0, 1).equals(decoded.batch.slice(1, 1)) or "nan" in repr(decoded.batch.to_pylist())
+
+
+@settings(deadline=None, max_examples=10)
+@given(one_of_each())
+def test_every_cut_and_every_flipped_bit_of_every_type(made: Case) -> None:
+    whole = made.messages[0]
+    places = range(len(HEADER), len(whole))
+    cuts = Decoder(made.schema).decode(Guarded([whole[:n] for n in places]).values)
+    assert {rule_of(r) for r in cuts.reasons} <= {"truncated", "invalid item count"}
+    assert len(cuts.rows) == 0
+    flips = [whole[:n] + bytes([whole[n] ^ 1 << bit]) + whole[n + 1 :] for n in places for bit in range(8)]
+    agree(made.schema, flips)
 
 
 @common
