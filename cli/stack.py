@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.output import JsonFlag, messages, print_json, print_rows, say
-from cli.run import PROCESSES
+from cli.run import PROCESSES, command
 from headrace.config import load_settings
 from headrace.errors import StackError
 from stack import control
@@ -23,7 +23,10 @@ PORTS = {"serve": 8080, "worker": 9101, "merger": 9102, "sink": 9103, "kpi-sink"
 
 def pipeline() -> list[ProcessSpec]:
     """Headrace's own processes, each `headrace run NAME`."""
-    return [ProcessSpec(name, [sys.executable, "-m", "cli.main", "run", name], port=PORTS[name]) for name in PROCESSES]
+    return [
+        ProcessSpec(name, [sys.executable, "-m", "cli.main", "run", name], port=PORTS.get(name, 9110))
+        for name in PROCESSES
+    ]
 
 
 def start(options: control.Options, processes: list[ProcessSpec]) -> Path:

