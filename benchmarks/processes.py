@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import write_content
+from cli.run import command
 from headrace.config import LakeSettings, Settings
 from headrace.errors import TerminalError
 from headrace.kafka import admin
@@ -30,7 +30,7 @@ def measure(name: str, environment: dict[str, str], done: Callable[[], bool]) ->
     with tempfile.TemporaryFile() as log:
         clock = time.perf_counter()
         child = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "run", name, "--port", "0"],
+            [*command(name), "--port", "0"],
             env={**os.environ, **environment},
             stderr=log,
             stdout=log,

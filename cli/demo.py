@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from typing import Annotated
 
@@ -11,11 +10,10 @@ import httpx
 import typer
 
 from cli.output import say
-from cli.run import Process, run_named
+from cli.run import WORLD, command
 from cli.stack import pipeline, start
 from connectors.connect import Connect, connector_files, load_connector
 from demo.options import options
-from demo.processes import PROCESSES
 from demo.shop import create
 from headrace.config import Settings, load_settings
 from headrace.errors import UnavailableError
@@ -40,10 +38,7 @@ What to try next (in another terminal, from this folder):
 
 def world() -> list[ProcessSpec]:
     """The demo's processes for the stack's supervisor."""
-    return [
-        ProcessSpec(p.name, [sys.executable, "-m", "cli.main", *p.arguments], port=PORTS[p.name])
-        for p in PROCESSES.values()
-    ]
+    return [ProcessSpec(name, command(name), port=PORTS[name]) for name in WORLD]
 
 
 @app.command()
@@ -87,19 +82,6 @@ def wait_for_kpi(settings: Settings, seconds: float) -> None:
     raise UnavailableError(
         f"no KPI is live after {seconds:.0f} s: {said}", where=url, hint="headrace status; headrace logs"
     )
-
-
-@app.command()
-def run(
-    name: Annotated[str, typer.Argument(help="One of: " + ", ".join(PROCESSES))],
-    port: Annotated[int | None, typer.Option(help="Port of health, metrics and pages; 0 takes a free one.")] = None,
-) -> None:
-    """Run one of the demo's processes until SIGTERM."""
-    if name not in PROCESSES:
-        raise typer.BadParameter(f"no process {name!r}; there are {', '.join(PROCESSES)}")
-    settings = load_settings({"process": {"name": f"demo-{name}"} | ({} if port is None else {"port": port})})
-    process = PROCESSES[name]
-    raise typer.Exit(run_named(Process(process.entry, process.about, process.pages), settings))
 
 
 @app.command()

@@ -23,10 +23,7 @@ PORTS = {"serve": 8080, "worker": 9101, "merger": 9102, "sink": 9103, "kpi-sink"
 
 def pipeline() -> list[ProcessSpec]:
     """Headrace's own processes, each `headrace run NAME`."""
-    return [
-        ProcessSpec(name, [sys.executable, "-m", "cli.main", "run", name], port=PORTS.get(name, 9110))
-        for name in PROCESSES
-    ]
+    return [ProcessSpec(name, command(name), port=PORTS.get(name, 9110)) for name in PROCESSES]
 
 
 def start(options: control.Options, processes: list[ProcessSpec]) -> Path:

@@ -7,16 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DemoProcess:
-    """`entry` is `module:function`, as in `headrace run`; `arguments` follow the `headrace` command."""
+    """`entry` is `module:function`, as in `headrace run`."""
 
     name: str
     about: str
     entry: str
     pages: bool = False
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        return ("demo", "run", self.name)
 
 
 PROCESSES = {
