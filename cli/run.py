@@ -44,8 +44,8 @@ WORLD = {process.name: Process(process.entry, process.about, process.pages) for 
 
 
 def command(name: str) -> list[str]:
-    """The command line that runs one of the processes."""
-    return [sys.executable, "-m", "cli.run", name]
+    """The command line that runs one of the processes; a folder that happens to be called `schemas` is not imported."""
+    return [sys.executable, "-P", "-m", "cli.run", name]
 
 
 def _resolve(name: str) -> Any:

@@ -202,7 +202,7 @@ def _launch(home: Path, attached: bool) -> None:
     write_children(home, {})
     with (home / "logs" / "supervisor.log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "stack.supervisor", str(home)],
+            [sys.executable, "-P", "-m", "stack.supervisor", str(home)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
