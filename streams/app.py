@@ -231,6 +231,8 @@ class Worker:
 
     async def _start_app(self, app: Any) -> None:
         await app.start()
+        # Set once the first partitions (or none) are here, and read from where they should be.
+        await app.tables.recovery.completed.wait()
         self._lifecycle.ready()
         log.info("ready", flows=[processor.flow for processor in self._processors])
         await asyncio.Event().wait()

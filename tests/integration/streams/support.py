@@ -1,4 +1,4 @@
-"""A content folder of its own for each test, the worker as a real process, and an oracle that shares no code with it."""
+"""A content folder for each test, the worker as a real process, and an oracle that shares no code with it."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class Oracle:
             left = {p for p, end in enumerate(ends) if end > starts[p]}
             consumer.assign([TopicPartition(topic, p, starts[p]) for p in left])
             while left:
-                for message in consumer.consume(5000, 1.0):
+                for message in consumer.consume(2000, 0.1):
                     assert message.error() is None, message.error()
                     value = message.value()
                     row = fastavro.schemaless_reader(
