@@ -4,9 +4,9 @@ All points in time become microseconds, the finest that every reader of the lake
 nanoseconds floored. Two rules for what does not fit:
 - A logical type out of range (a date beyond the years 1 to 9999, a time beyond the day, a decimal with more digits
   than its precision) makes its row bad.
-- Debezium's dates and timestamps beyond those years saturate at 0001-01-01 and 9999-12-31. That is how `infinity`
-  arrives, as numbers that differ between Debezium's versions or as text, and open-ended rows are too common to be
-  refused.
+- Debezium's dates and timestamps beyond those years saturate at 0001-01-01 and 9999-12-31, its time 24:00:00 at
+  23:59:59.999999. Databases have such values (`infinity` arrives as text or as one of several numbers) and open-ended
+  rows are too common to be refused.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Any
 
 import pyarrow as pa
@@ -44,12 +44,20 @@ class Form(Enum):
     DECIMAL = "a big-endian two's complement number"
 
 
+class Beyond(IntEnum):
+    """What becomes of a value out of bounds."""
+
+    REFUSED = 0  # its row is bad
+    SATURATES = 1  # the nearer bound
+    END_SATURATES = 2  # the bound for the one value after it, else its row is bad
+
+
 @dataclass(frozen=True)
 class Meaning:
     """The Arrow type of a leaf and the way to it.
 
     `low` and `high` bound the encoded value, both included. `factor` multiplies it, -1000 divides it by 1000, rounding
-    down. What lies out of bounds saturates or makes its row bad.
+    down.
     """
 
     arrow: pa.DataType
@@ -57,13 +65,13 @@ class Meaning:
     low: int = 0
     high: int = 0
     factor: int = 1
-    saturate: bool = False
+    beyond: Beyond = Beyond.REFUSED
 
 
-def _ticks(seconds: tuple[int, int], per_second: int, arrow: pa.DataType, *, saturate: bool = False) -> Meaning:
+def _ticks(seconds: tuple[int, int], per_second: int, arrow: pa.DataType, beyond: Beyond = Beyond.REFUSED) -> Meaning:
     low, high = seconds[0] * per_second, seconds[1] * per_second - 1
     factor = -1000 if per_second == 10**9 else 10**6 // per_second
-    return Meaning(arrow, Form.SCALED, max(low, _LONG[0]), min(high, _LONG[1]), factor, saturate)
+    return Meaning(arrow, Form.SCALED, max(low, _LONG[0]), min(high, _LONG[1]), factor, beyond)
 
 
 _DATE = Meaning(pa.date32(), Form.RANGED, *_DAYS)
@@ -78,14 +86,16 @@ _LOGICAL: dict[tuple[str, str], Meaning] = {
     },
 }
 _CONNECT: dict[tuple[str, str], Meaning] = {
-    ("int", "io.debezium.time.Date"): Meaning(pa.date32(), Form.RANGED, *_DAYS, saturate=True),
-    ("int", "io.debezium.time.Time"): _LOGICAL["int", "time-millis"],
-    ("long", "io.debezium.time.MicroTime"): _LOGICAL["long", "time-micros"],
-    ("long", "io.debezium.time.NanoTime"): _ticks(_DAY_SECONDS, 10**9, pa.time64("us")),
-    ("long", "io.debezium.time.Timestamp"): _ticks(_SECONDS, 10**3, LOCAL_MICROS, saturate=True),
-    ("long", "io.debezium.time.MicroTimestamp"): _ticks(_SECONDS, 10**6, LOCAL_MICROS, saturate=True),
-    ("long", "io.debezium.time.NanoTimestamp"): _ticks(_SECONDS, 10**9, LOCAL_MICROS, saturate=True),
-    ("string", "io.debezium.time.ZonedTimestamp"): Meaning(UTC_MICROS, Form.ZONED, *YEARS_MICROS, saturate=True),
+    ("int", "io.debezium.time.Date"): Meaning(pa.date32(), Form.RANGED, *_DAYS, beyond=Beyond.SATURATES),
+    ("int", "io.debezium.time.Time"): _ticks(_DAY_SECONDS, 10**3, pa.time64("us"), Beyond.END_SATURATES),
+    ("long", "io.debezium.time.MicroTime"): _ticks(_DAY_SECONDS, 10**6, pa.time64("us"), Beyond.END_SATURATES),
+    ("long", "io.debezium.time.NanoTime"): _ticks(_DAY_SECONDS, 10**9, pa.time64("us"), Beyond.END_SATURATES),
+    ("long", "io.debezium.time.Timestamp"): _ticks(_SECONDS, 10**3, LOCAL_MICROS, Beyond.SATURATES),
+    ("long", "io.debezium.time.MicroTimestamp"): _ticks(_SECONDS, 10**6, LOCAL_MICROS, Beyond.SATURATES),
+    ("long", "io.debezium.time.NanoTimestamp"): _ticks(_SECONDS, 10**9, LOCAL_MICROS, Beyond.SATURATES),
+    ("string", "io.debezium.time.ZonedTimestamp"): Meaning(
+        UTC_MICROS, Form.ZONED, *YEARS_MICROS, beyond=Beyond.SATURATES
+    ),
     ("int", "org.apache.kafka.connect.data.Date"): _DATE,
     ("int", "org.apache.kafka.connect.data.Time"): _LOGICAL["int", "time-millis"],
     ("long", "org.apache.kafka.connect.data.Timestamp"): _LOGICAL["long", "timestamp-millis"],

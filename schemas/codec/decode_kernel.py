@@ -20,7 +20,7 @@ from headrace.native import (
     store_u8,
 )
 from schemas.codec import ops, scalars
-from schemas.codec.scalars import parse_zoned, read_decimal, valid_text, within
+from schemas.codec.scalars import parse_zoned, read_decimal, saturate, saturate_date, valid_text, within
 
 _MAX_I32 = 0x7FFFFFFF
 
@@ -152,17 +152,20 @@ def decode(
                     p += 8
             elif code == ops.INT:
                 low, high = load_i64(op + ops.LOW), load_i64(op + ops.HIGH)
-                if (value < low or value > high) and load_i64(op + ops.EXTRA) == 0:
+                if value < low or value > high:
+                    value = saturate_date(value, low, high) if load_i64(op + ops.EXTRA) == 1 else high + 1
+                if value > high:
                     failure = ops.RANGE
                 else:
-                    store_i32(column + 4 * row, min(max(value, low), high))
+                    store_i32(column + 4 * row, value)
             elif code == ops.SCALED:
                 low, high = load_i64(op + ops.LOW), load_i64(op + ops.HIGH)
-                if (value < low or value > high) and load_i64(op + ops.EXTRA) == 0:
+                if value < low or value > high:
+                    value = saturate(value, low, high, load_i64(op + ops.EXTRA))
+                if value > high:
                     failure = ops.RANGE
                 else:
                     factor = load_i64(op + ops.ARGUMENT)
-                    value = min(max(value, low), high)
                     store_i64(column + 8 * row, value * factor if factor > 0 else value // 1000)
             elif code == ops.ENUM:
                 start = load_i32(column + 4 * row)

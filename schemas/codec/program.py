@@ -158,7 +158,7 @@ class _Compiler:
 
     def _leaf(self, column: Column, means: Meaning) -> Column:
         node, level = column.node, column.level
-        bounds = {"low": means.low, "high": means.high, "extra": int(means.saturate)}
+        bounds = {"low": means.low, "high": means.high, "extra": int(means.beyond)}
         if means.form is Form.DECIMAL:
             values = self._slot(16, level)
             code = ops.DECIMAL if node.kind == "bytes" else ops.FIXED_DECIMAL

@@ -8,6 +8,7 @@ _HIGH_BITS = -0x7F7F7F7F7F7F7F80
 _MIN_I64 = -0x8000000000000000
 _YEARS = (-62135596800000000, 253402300799999999)
 _INFINITY = 0x7974696E69666E69  # "infinity" as a little-endian word
+_FIRST_DAY_OF_POSTGRES = -2440588
 
 
 @kernel("i8(i8,i8)")
@@ -149,6 +150,28 @@ def parse_zoned(p: int, n: int) -> tuple[int, int]:
     days = y * 365 + y // 4 - y // 100 + y // 400 + (153 * m + 2) // 5 + day - 1 - 719468
     value = ((days * 86400 + hour * 3600 + minute * 60 + second - offset) * 1_000_000) + micros
     return min(max(value, _YEARS[0]), _YEARS[1]), 1
+
+
+@kernel("i8(i8,i8,i8,i8)")
+def saturate(value: int, low: int, high: int, beyond: int) -> int:
+    """The bound that stands for a value beyond it, by types.Beyond; `high + 1` where there is none."""
+    if beyond == 1 or (beyond == 2 and value == high + 1):
+        return high if value > high else low
+    return high + 1
+
+
+@kernel("i8(i8,i8,i8)")
+def saturate_date(days: int, low: int, high: int) -> int:
+    """`saturate` for Debezium's dates.
+
+    Debezium 3.6 has both infinities of Postgres as negative numbers: from a snapshot about -622191234 (the clock's zone
+    moves it) and -625821272, from the log -2147472692 and -2147472691. The dates that Postgres has begin far above.
+    """
+    if days > high or days == -2147472692 or abs(days + 622191234) <= 2:
+        return high
+    if days >= _FIRST_DAY_OF_POSTGRES or days == -2147472691 or abs(days + 625821272) <= 2 or days == -(1 << 31):
+        return low
+    return high + 1
 
 
 @kernel("i8(i8,i8,i8,i8)")
