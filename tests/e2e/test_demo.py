@@ -13,6 +13,9 @@ import pytest
 
 from tests.e2e.conftest import Headrace, eventually
 
+# The first test waits for the whole stack to start.
+pytestmark = pytest.mark.timeout(1500)
+
 ROUNDS = int(os.environ.get("HEADRACE_CHAOS_ROUNDS", "2"))
 KPIS = {
     "active_devices",
@@ -73,7 +76,6 @@ def test_everything_agrees(demo: Headrace) -> None:
     verified(demo)
 
 
-@pytest.mark.timeout(1800)
 def test_kills_lose_nothing_and_double_nothing(demo: Headrace) -> None:
     """SIGKILL of worker and sink at random moments under load, then Kafka's; nobody helps."""
     rng = random.Random(time.time_ns())

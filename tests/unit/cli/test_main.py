@@ -1,0 +1,58 @@
+"""What every command keeps to: exit status, where output goes, errors as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def headrace(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "cli.main", *arguments],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_an_error_is_one_line_on_stderr_and_status_1(tmp_path: Path) -> None:
+    done = headrace(tmp_path, "sql", "SELECT 1 FROM silver.t")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().splitlines() == [
+        "headrace: lake.uri: no catalog is configured (start the local stack: headrace up)"
+    ]
+
+
+def test_an_error_is_json_on_stdout_when_json_is_asked_for(tmp_path: Path) -> None:
+    done = headrace(tmp_path, "sql", "SELECT 1 FROM silver.t", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["where"] == "lake.uri"
+
+
+def test_misuse_is_status_2(tmp_path: Path) -> None:
+    assert headrace(tmp_path, "run", "nothing").returncode == 2
+    assert headrace(tmp_path, "nonsense").returncode == 2
+
+
+def test_a_wrong_setting_is_named_without_its_value(tmp_path: Path) -> None:
+    (tmp_path / "headrace.toml").write_text('[kafka]\npartitions = "hunter2"\n')
+    done = headrace(tmp_path, "config", "explain")
+    assert done.returncode == 1
+    assert "kafka.partitions" in done.stderr
+    assert "hunter2" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "logs", "sql", "verify", "run"])
+def test_each_command_explains_itself(tmp_path: Path, command: str) -> None:
+    done = headrace(tmp_path, command, "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
