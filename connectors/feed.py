@@ -58,7 +58,7 @@ class Feed:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._registry = Registry(settings.registry.url)
+        self._registry = Registry(settings.registry.url, settings.state / "schemas")
         self._streams: dict[str, Stream] = {}
         self._producer: ColumnarProducer | None = None
         self._starting = asyncio.Lock()

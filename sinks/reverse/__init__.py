@@ -1,0 +1,1 @@
+"""Reverse ETL: rows of topics, kept current in business applications."""
