@@ -17,27 +17,11 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewPartitions
 
-from headrace.config import KafkaSettings
 from headrace.errors import DecodeError
-from headrace.kafka.admin import TopicSpec, ensure_topics, partitions
-from headrace.kafka.client import confluent_options
-from headrace.kafka.errors import from_client
 from schemas.kpis import Kpi
 from streams.kpi.contributions import Change, Key, Progress
 from streams.kpi.partials import Partial
-
-MAX_BATCH_BYTES = 8 << 20
-
-_CONFIG = {
-    "cleanup.policy": "compact",
-    "max.message.bytes": str(MAX_BATCH_BYTES + 65_536),
-    # Values that a stale writer has put above newer ones are repaired within this time, before the newer ones go.
-    "min.compaction.lag.ms": "3600000",
-    "segment.ms": "86400000",
-}
 
 Writer = tuple[str, str]
 """(name of the KPI, fingerprint of its declaration)"""
@@ -47,35 +31,25 @@ def changelog_topic(application: str, source: str) -> str:
     return f"{application}-kpi-{source}-changelog"
 
 
-def ensure_changelog(kafka: KafkaSettings, application: str, source: str) -> None:
-    """Create a source's changelog, or add the partitions that the source has got since. Blocks.
-
-    Raises `UnavailableError` and `TerminalError` as `headrace.kafka.admin` does.
-    """
-    topic, wanted = changelog_topic(application, source), partitions(kafka)[source]
-    ensure_topics(kafka, {topic: TopicSpec(wanted, _CONFIG)})
-    if partitions(kafka)[topic] < wanted:
-        try:
-            AdminClient(confluent_options(kafka)).create_partitions([NewPartitions(topic, wanted)])[topic].result(30)
-        except KafkaException as e:
-            raise from_client(e, where=topic) from e
-
-
 def value_key(writer: Writer, key: Key | None) -> bytes:
     """Key of a contribution's record; of the progress record without a `key`."""
     return orjson.dumps([*writer, *(key or ())])
+
+
+def encode_values(kpi: Kpi, at: int, values: Mapping[Key, Partial]) -> tuple[list[bytes], list[bytes]]:
+    """Keys and values of contributions as of a source offset. They count once a progress follows them."""
+    writer = (kpi.name, kpi.fingerprint)
+    keys = [value_key(writer, key) for key in values]
+    return keys, [orjson.dumps({"at": at} | partial.dump()) for partial in values.values()]
 
 
 def encode(changes: Iterable[tuple[Kpi, Change]]) -> tuple[pa.BinaryArray, pa.BinaryArray]:
     """Keys and values of one record batch."""
     keys, values = [], []
     for kpi, change in changes:
-        writer, at = (kpi.name, kpi.fingerprint), {"at": change.progress.next}
-        for key, partial in change.values.items():
-            keys.append(value_key(writer, key))
-            values.append(orjson.dumps(at | partial.dump()))
-        keys.append(value_key(writer, None))
-        values.append(orjson.dumps(change.progress.dump()))
+        more = encode_values(kpi, change.progress.next, change.values)
+        keys += [*more[0], value_key((kpi.name, kpi.fingerprint), None)]
+        values += [*more[1], orjson.dumps(change.progress.dump())]
     return pa.array(keys, pa.binary()), pa.array(values, pa.binary())
 
 

@@ -12,6 +12,8 @@ Rules, each of which SQL over the lake can repeat:
   deleted while nobody listened. Rows of an earlier snapshot are ignored, as are those of an incremental one, which
   repeats rows of a table that is already streamed. This needs two numbers a partition instead of a memory of all keys;
   its price: a partition that a new snapshot has no row for keeps what it had.
+- Topics of change events are compacted. A KPI that begins on one later takes the first change it meets of a key for
+  the key's whole past (`Events.first`), which gives the table's rows again.
 - A partition's watermark is the highest event time seen, where a time ahead of the record's Kafka timestamp counts as
   that timestamp: one wrong clock can't close windows for the others. A row is late, and left out, when its window's end
   plus the lateness is not above the watermark of the rows before it. A window that is closed so stays closed.
@@ -133,12 +135,17 @@ class _Segment:
 
 @dataclass(frozen=True)
 class Events:
-    """Decoded events of one partition in offset order; `next` is the offset after all of them and what lies between."""
+    """Decoded events of one partition in offset order; `next` is the offset after all of them and what lies between.
+
+    `first` marks changes of keys that the log, as far as it goes back, says nothing of before: compaction took what
+    there was, so there is nothing to take away and no repeat to know them by. None when nothing was taken.
+    """
 
     batch: pa.RecordBatch
     offsets: Ints
     timestamps: Ints
     next: int
+    first: Mask | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -147,20 +154,19 @@ class Events:
     def halves(self) -> tuple[Events, Events]:
         """The same events in two pieces. Only for two events or more."""
         at = len(self) // 2
-        first, second = (slice(0, at), slice(at, None))
-        return (
-            Events(self.batch.slice(0, at), self.offsets[first], self.timestamps[first], int(self.offsets[at])),
-            Events(self.batch.slice(at), self.offsets[second], self.timestamps[second], self.next),
-        )
+        return self._part(0, at, int(self.offsets[at])), self._part(at, len(self), self.next)
 
     def since(self, offset: int) -> Events:
         at = int(np.searchsorted(self.offsets, offset))
         if not at:
             return self
-        rest: Events = self.cached(
-            ("since", at), lambda: Events(self.batch.slice(at), self.offsets[at:], self.timestamps[at:], self.next)
-        )
+        rest: Events = self.cached(("since", at), lambda: self._part(at, len(self), self.next))
         return rest
+
+    def _part(self, start: int, stop: int, following: int) -> Events:
+        first = None if self.first is None else self.first[start:stop]
+        batch = self.batch.slice(start, stop - start)
+        return Events(batch, self.offsets[start:stop], self.timestamps[start:stop], following, first)
 
     def cached(self, key: Any, make: Any) -> Any:
         """KPIs of one source are usually at the same place: what depends on the place alone is made once."""
@@ -208,7 +214,8 @@ class Meter:
         )  # fmt: skip
         if not len(segment.rows):
             return after
-        images, signs, at = events.cached(("images", id(segment)), lambda: _images(segment.events))
+        first = None if events.first is None else events.first[segment.rows]
+        images, signs, at = events.cached(("images", id(segment)), lambda: _images(segment.events, first))
         mask = self._matches(images)
         starts: Ints | None = None
         if self.kpi.window_us is not None:
@@ -307,7 +314,7 @@ def _micros(column: pa.Array, kpi: Kpi) -> tuple[Ints, Mask]:
     return numbers.to_numpy(zero_copy_only=False), pc.is_valid(column).to_numpy(zero_copy_only=False)
 
 
-def _images(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Ints, Ints]:
+def _images(batch: pa.RecordBatch, first: Mask | None) -> tuple[pa.RecordBatch, Ints, Ints]:
     """(rows, +1 counted or -1 taken back, index of the event of each), rows before ahead of rows after."""
     everything = np.arange(len(batch))
     if not envelope.is_envelope(batch.schema):
@@ -317,6 +324,8 @@ def _images(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Ints, Ints]:
     before &= pc.is_in(operations, value_set=pa.array(["u", "d"])).to_numpy(zero_copy_only=False)
     after &= pc.is_in(operations, value_set=pa.array(["c", "u", "r"])).to_numpy(zero_copy_only=False)
     changed = pc.is_in(operations, value_set=pa.array(["u", "d"])).to_numpy(zero_copy_only=False)
+    if first is not None:
+        before, changed = before & ~first, changed & ~first
     if (changed & ~before).any():
         raise ContractError(
             "a change does not carry the row as it was, so it cannot be taken back",
@@ -345,6 +354,8 @@ def _segments(events: Events, progress: Progress) -> Iterator[_Segment]:
         return
     lsn, order = envelope.positions(batch)
     keep = envelope.after_position(lsn, order, progress.position)
+    if events.first is not None:
+        keep = keep | events.first
     progress = replace(progress, position=envelope.highest(lsn, order, progress.position))
     full, first, second, other = _snapshots(batch)
     other |= pc.fill_null(pc.equal(envelope.operations(batch), "t"), False).to_numpy(zero_copy_only=False)

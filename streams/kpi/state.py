@@ -3,7 +3,8 @@
 State lives in memory and in the source's changelog. When a partition arrives, its changelog is read back, contributions
 and progress together, and the source is read from that progress on, whatever the group has committed; a KPI that is new
 or was declared anew begins at the start of the log while the others skip what they have had. After each chunk one
-record batch is written, and only when the broker has acknowledged it does memory follow.
+record batch is written, and only when the broker has acknowledged it does memory follow. A KPI that begins on change
+events writes nothing until it has read what was there, because the log may be compacted (see `Events.first`).
 
 Nobody fences a worker that lost its partition and does not know: it may still write. The broker says at which offset
 each batch landed, so a writer that finds one not where its own last batch ended reads the changelog again, goes on from
@@ -13,127 +14,65 @@ the furthest state in it, and repeats what an older value has been written over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from headrace import metrics
 from headrace.config import Settings
 from headrace.errors import ContractError, IdentityError, TerminalError
-from headrace.kafka import BatchTooLargeError, Chunk, ColumnarConsumer, ColumnarProducer
+from headrace.kafka import BatchTooLargeError, Chunk
 from headrace.kafka.admin import begin_offsets, end_offsets, topic_ids
-from headrace.kafka.client import consumer_options, producer_options
-from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
 from schemas.codec import ChunkDecoder
+from schemas.envelope import is_envelope
 from schemas.kpis import Kpi
 from schemas.registry import Registry
-from streams.kpi.changelog import MAX_BATCH_BYTES, Fold, changelog_topic, encode, ensure_changelog, value_key
+from streams.kpi.changelog import Folded, encode, encode_values, value_key
 from streams.kpi.contributions import Change, Events, Key, Meter, Progress, Share, is_closed
+from streams.kpi.partials import Mask, Partial
+from streams.kpi.store import Changelog, after_last_record
 from streams.processor import Committed, Processor
 
 log = get_logger("kpi")
 
-TOMBSTONES = 1000
-"""Records of an earlier declaration that one batch takes out beside what it is for."""
+SLICE = 10_000
+"""Records of a batch where batches need not be whole."""
 
 _ENDLESS = 2**62
 
 
-class Changelog:
-    """Writes one source's changelog and reads it back."""
+@dataclass
+class _ReadIn:
+    """KPIs that begin on change events, until they have read what was there when they began.
 
-    def __init__(self, settings: Settings, source: str) -> None:
-        self._kafka = settings.kafka
-        self._application = settings.worker.application
-        self._source = source
-        self.topic = changelog_topic(settings.worker.application, source)
-        self._producer: ColumnarProducer | None = None
+    Nothing of them is written before, so a kill lets them begin anew; `values` are all that they have come to by then.
+    """
 
-    async def start(self) -> None:
-        """Raises `UnavailableError` when Kafka does not answer."""
-        producer = ColumnarProducer(**producer_options(self._kafka) | {"max_request_size": MAX_BATCH_BYTES})
-        try:
-            await producer.start()
-        except (KafkaError, OSError) as e:
-            await producer.stop()
-            raise from_client(e, where=self.topic) from e
-        self._producer = producer
+    until: int
+    values: dict[str, dict[Key, Partial]]
+    seen: set[bytes] = field(default_factory=set)
 
-    async def stop(self) -> None:
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            await producer.stop()
-
-    async def ensure(self) -> None:
-        await asyncio.to_thread(ensure_changelog, self._kafka, self._application, self._source)
-
-    async def write(self, partition: int, keys: pa.BinaryArray, values: pa.BinaryArray) -> int:
-        """Append one record batch; returns its first offset once all replicas have it.
-
-        Raises `BatchTooLargeError` before anything is sent, and `TerminalError` for a batch that may or may not be in
-        the log: whoever starts anew finds out.
-        """
-        if self._producer is None:
-            raise TerminalError("not started", where=self.topic)
-        try:
-            (sent,) = await self._producer.send_columns(self.topic, partition, keys, values, atomic=True)
-            return int((await sent).offset)
-        except KafkaError as e:
-            raise TerminalError(
-                f"state was not acknowledged: {type(e).__name__}", where=f"{self.topic}-{partition}"
-            ) from e
-
-    async def read(self, partition: int) -> tuple[Fold, int]:
-        """All of a partition's changelog and the offset that the next batch should get. Raises `UnavailableError`."""
-        fold, position = Fold(), 0
-        async for chunk in self._chunks(partition, None):
-            fold.feed(chunk.keys, chunk.values)
-            position = chunk.next_offset
-        return fold, position
-
-    async def only_tombstones(self, partition: int, start: int, stop: int) -> bool:
-        """Whether all records from `start` to before `stop` are tombstones. Raises `UnavailableError`."""
-        async for chunk in self._chunks(partition, start):
-            mine = chunk.slice(0, int(np.searchsorted(chunk.offsets, stop)))
-            if mine.values.null_count < len(mine):
-                return False
-            if chunk.next_offset >= stop:
-                break
-        return True
-
-    async def _chunks(self, partition: int, start: int | None) -> AsyncIterator[Chunk]:
-        """Chunks up to where the log ends now, from `start` or from its beginning."""
-        tp = TopicPartition(self.topic, partition)
-        consumer = ColumnarConsumer(headers=False, **consumer_options(self._kafka))
-        try:
-            await consumer.start()
-            consumer.assign([tp])
-            end = (await consumer.end_offsets([tp]))[tp]
-            position = (await consumer.beginning_offsets([tp]))[tp] if start is None else start
-            consumer.seek(tp, position)
-            while position < end:
-                for chunk in (await consumer.getmany(tp, timeout_ms=500)).get(tp, []):
-                    position = chunk.next_offset
-                    yield chunk
-        except (KafkaError, OSError) as e:
-            raise from_client(e, where=f"{self.topic}-{partition}") from e
-        finally:
-            await consumer.stop()
+    def first(self, keys: pa.BinaryArray) -> Mask:
+        """Which of these keys were never seen before. Records without a key are taken as they are."""
+        out = np.zeros(len(keys), np.bool_)
+        for row, key in enumerate(keys.to_pylist()):
+            if key is not None and key not in self.seen:
+                out[row] = True
+                self.seen.add(key)
+        return out
 
 
 @dataclass
 class _Partition:
-    """`next` is where the next batch should land; `dirty` are keys to repeat, `gone` records to take out."""
+    """`next` is where the next batch should land; `dirty` are keys to repeat."""
 
     next: int
     shares: dict[str, Share]
     dirty: dict[str, set[Key]]
-    gone: list[bytes] = field(default_factory=list)
+    read_in: _ReadIn | None = None
 
 
 class KpiProcessor(Processor):
@@ -168,32 +107,56 @@ class KpiProcessor(Processor):
         begin = (await asyncio.to_thread(begin_offsets, kafka, [self.source]))[self.source, partition]
         end = (await asyncio.to_thread(end_offsets, kafka, [self.source]))[self.source, partition]
         self._identity = (await asyncio.to_thread(topic_ids, kafka, [self.source]))[self.source]
-        await self._load(partition, begin, end)
-        return min(share.progress.next for share in self._partitions[partition].shares.values())
+        new = await self._load(partition, begin, end)
+        state = self._partitions[partition]
+        if new and (until := await after_last_record(kafka, self.source, partition, begin, end)) > begin:
+            state.read_in = _ReadIn(until, {name: {} for name in new})
+        return min(share.progress.next for share in state.shares.values())
 
-    async def _load(self, partition: int, begin: int, end: int) -> None:
-        fold, at = await self._changelog.read(partition)
-        state = _Partition(at, {}, {})
-        for name, kpi in self.kpis.items():
-            folded = fold.kpis.get((name, kpi.fingerprint))
-            progress = folded.progress if folded else None
-            if folded is None or progress is None:
-                state.shares[name], state.dirty[name] = Share(Progress(next=begin, topic=self._identity)), set()
-                continue
-            values = {k: v for k, (_, v) in folded.values.items() if not is_closed(kpi, k, progress.watermark)}
-            state.shares[name] = Share(self._checked(kpi, partition, progress, begin, end), values)
-            state.dirty[name] = folded.stale & values.keys()
-        for writer, folded in fold.kpis.items():
-            # Counts of an earlier declaration of the same KPI. Those of a KPI that is not declared at all are kept.
-            if writer[0] in self.kpis and writer[1] != self.kpis[writer[0]].fingerprint:
-                keys = folded.values.keys() | folded.pending.keys()
-                state.gone += [value_key(writer, key) for key in keys] + [value_key(writer, None)]
+    async def _load(self, partition: int, begin: int, end: int) -> list[str]:
+        """Read the state back; returns the KPIs that have none."""
+        while True:
+            fold, at = await self._changelog.read(partition)
+            state = _Partition(at, {}, {})
+            new = []
+            gone: list[bytes] = []
+            for name, kpi in self.kpis.items():
+                writer = (name, kpi.fingerprint)
+                folded = fold.kpis.get(writer, Folded())
+                if folded.progress is None:
+                    new.append(name)
+                    gone += [value_key(writer, key) for key in folded.pending]
+                    state.shares[name], state.dirty[name] = Share(Progress(next=begin, topic=self._identity)), set()
+                    continue
+                open_ = {
+                    k: v for k, (_, v) in folded.values.items() if not is_closed(kpi, k, folded.progress.watermark)
+                }
+                state.shares[name] = Share(self._checked(kpi, partition, folded.progress, begin, end), open_)
+                state.dirty[name] = folded.stale & open_.keys()
+            for writer, folded in fold.kpis.items():
+                # Counts of an earlier declaration of the same KPI. Those of a KPI that is not declared are kept.
+                if writer[0] in self.kpis and writer[1] != self.kpis[writer[0]].fingerprint:
+                    keys = folded.values.keys() | folded.pending.keys()
+                    gone += [value_key(writer, key) for key in keys] + [value_key(writer, None)]
+            if await self._take_out(partition, state, gone):
+                break
         self._partitions[partition] = state
         log.info(
-            "state read back", source=self.source, partition=partition,
+            "state read back", source=self.source, partition=partition, new=len(new),
             groups=sum(len(s.values) for s in state.shares.values()),
-            next=min((s.progress.next for s in state.shares.values()), default=begin),
+            next=min(s.progress.next for s in state.shares.values()),
         )  # fmt: skip
+        return new
+
+    async def _take_out(self, partition: int, state: _Partition, gone: list[bytes]) -> bool:
+        """Put tombstones on records that nobody counts any more; false when somebody else has written meanwhile."""
+        for start in range(0, len(gone), SLICE):
+            keys = pa.array(gone[start : start + SLICE], pa.binary())
+            at = await self._changelog.write(partition, keys, pa.nulls(len(keys), pa.binary()))
+            if at != state.next:
+                return False
+            state.next = at + len(keys)
+        return True
 
     def _checked(self, kpi: Kpi, partition: int, progress: Progress, begin: int, end: int) -> Progress:
         """Raises `IdentityError` when the progress is in another topic than the one there is."""
@@ -216,10 +179,13 @@ class KpiProcessor(Processor):
     async def process(self, chunk: Chunk) -> None:
         """Raises `UnavailableError` while the registry does not know an id yet and cannot be asked."""
         decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
-        rows = decoded.rows
-        events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
         if len(decoded.bad):
             metrics.ROWS_DROPPED.labels(self.flow, self.source, "undecodable").inc(len(decoded.bad))
+        rows = decoded.rows
+        events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
+        state = self._partitions[chunk.partition]
+        if state.read_in is not None and not is_envelope(decoded.batch.schema):
+            state.read_in = None
         waiting = [events]
         while waiting:
             events = waiting.pop()
@@ -232,34 +198,70 @@ class KpiProcessor(Processor):
                     ) from e
                 first, second = events.halves()
                 waiting += [second, first]
-        metrics.ROWS_OUT.labels(self.flow, self.source).inc(len(decoded.rows))
+        state = self._partitions[chunk.partition]
+        if state.read_in is not None:
+            first_seen = state.read_in.first(chunk.keys.take(pa.array(rows)))
+            events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, first_seen)
+            await self._read_in(chunk.partition, state, state.read_in, events)
+        metrics.ROWS_OUT.labels(self.flow, self.source).inc(len(rows))
 
     async def _apply(self, partition: int, events: Events) -> None:
         state = self._partitions[partition]
         changes = list(self._changes(state, events))
         if not changes:
             return
-        keys, values = encode((kpi, change) for kpi, change in changes)
-        gone = state.gone[:TOMBSTONES]
-        keys = pa.concat_arrays([keys, pa.array(gone, pa.binary())])
-        values = pa.concat_arrays([values, pa.nulls(len(gone), pa.binary())])
+        keys, values = encode(changes)
         at = await self._changelog.write(partition, keys, values)
         # The merger's tombstones may lie between; anything else is another writer's.
         if at != state.next and not await self._changelog.only_tombstones(partition, state.next, at):
             log.warning("another writer was here", source=self.source, partition=partition, expected=state.next, got=at)
-            await self._load(partition, 0, _ENDLESS)
+            await self._reload(partition, state, events.next)
             return
         for kpi, change in changes:
             self._report(state.shares[kpi.name].progress, change.progress)
             state.shares[kpi.name].keep(kpi, change)
             state.dirty[kpi.name].clear()
         state.next = at + len(keys)
-        del state.gone[: len(gone)]
+
+    async def _reload(self, partition: int, old: _Partition, reached: int) -> None:
+        """Take the state from the changelog, where this writer's own is too."""
+        await self._load(partition, 0, _ENDLESS)
+        state, state.read_in = self._partitions[partition], old.read_in
+        for name in state.read_in.values if state.read_in else ():
+            state.shares[name] = old.shares[name]
+        if any(share.progress.next < reached for name, share in state.shares.items() if name not in self._new(state)):
+            raise TerminalError("the changelog has lost what was written", where=f"{self._changelog.topic}-{partition}")
+
+    @staticmethod
+    def _new(state: _Partition) -> Iterable[str]:
+        return state.read_in.values if state.read_in else ()
+
+    async def _read_in(self, partition: int, state: _Partition, read_in: _ReadIn, events: Events) -> None:
+        """Count without writing; when all is read that was there, write everything, the progress last."""
+        for name, values in read_in.values.items():
+            change = self._meters[name].contribute(state.shares[name], events)
+            self._report(state.shares[name].progress, change.progress)
+            state.shares[name].keep(self.kpis[name], change)
+            values.update(change.values)
+        if events.next < read_in.until:
+            return
+        last = []
+        for name, values in read_in.values.items():
+            kpi, progress, items = self.kpis[name], state.shares[name].progress, list(values.items())
+            last.append((kpi, Change(progress, {})))
+            for start in range(0, len(items), SLICE):
+                keys, texts = encode_values(kpi, progress.next, dict(items[start : start + SLICE]))
+                await self._changelog.write(partition, pa.array(keys, pa.binary()), pa.array(texts, pa.binary()))
+        keys, texts = encode(last)
+        await self._changelog.write(partition, keys, texts)
+        state.read_in = None
+        # Whoever else has written meanwhile: the log says what counts.
+        await self._reload(partition, state, events.next)
 
     def _changes(self, state: _Partition, events: Events) -> Iterator[tuple[Kpi, Change]]:
         for name, kpi in self.kpis.items():
             share = state.shares[name]
-            if events.next <= share.progress.next:
+            if events.next <= share.progress.next or name in self._new(state):
                 continue
             change = self._meters[name].contribute(share, events)
             again = {key: share.values[key] for key in state.dirty[name] if key in share.values}

@@ -146,7 +146,7 @@ def by_country(table):
     return groups
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(histories(), st.data())
 def test_sum_and_count_equal_those_of_the_table(made, data):
     log, table = made
@@ -164,7 +164,7 @@ def test_sum_and_count_equal_those_of_the_table(made, data):
     }
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(histories(), st.data())
 def test_doubles_add_up_exactly_at_their_resolution(made, data):
     log, table = made
@@ -203,7 +203,7 @@ def plain(declared, log, stamps):
     return {(round(k.timestamp() * 1e6), "{}"): v[1] for k, v in found.items() if v[0]}, watermark, late
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(histories(snapshots=False), st.sampled_from(["1ms", "1m", "5m"]), st.data())
 def test_windows_close_by_the_rows_before_each_row(made, lateness, data):
     log, _ = made
@@ -234,7 +234,7 @@ readings = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @pytest.mark.parametrize("measure", ["quantile", "distinct", "min", "max", "sum"])
 @given(st.lists(readings, min_size=1, max_size=30), st.data())
 def test_append_only_measures_with_replays(measure, found, data):
