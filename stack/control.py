@@ -274,7 +274,9 @@ def stop(home: Path, seconds: float = 90.0, on_child: OnChild = quiet) -> list[s
     _signal(home, signal.SIGTERM)
     deadline = time.monotonic() + seconds
     seen = dict(before)
+    last = None
     while (pid := supervisor_pid(home)) is not None:
+        last = pid
         for child in read_children(home).values():
             if child != seen.get(child.name):
                 seen[child.name] = child
@@ -283,6 +285,9 @@ def stop(home: Path, seconds: float = 90.0, on_child: OnChild = quiet) -> list[s
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+    if last is not None:
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            psutil.Process(last).wait(10)
     return sorted({*running, *end_leftovers(home)})
 
 

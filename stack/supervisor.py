@@ -35,7 +35,7 @@ POLL_STARTING = 0.2
 POLL_RUNNING = 2.0
 BACKOFF = (0.2, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0)
 STEADY_SECONDS = 60.0
-GIVE_UP_AFTER = 5
+GIVE_UP_AFTER = 4
 LOG_BYTES = 64 * 1024 * 1024
 PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -305,6 +305,7 @@ class Supervisor:
         self.leave[unit.name].set()
         await self.tasks[unit.name]
         self.note(unit.name, "stopped")
+        log.info("ended", child=unit.name)
         self.gone[unit.name].set()
 
     async def run(self) -> None:
