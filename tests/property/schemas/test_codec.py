@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.codec import Decoder, Encoder, rule_of
+from schemas.codec import ChunkDecoder, Decoder, Encoder, rule_of
 from tests.property.schemas.avro_cases import (
     HEADER,
     Case,
@@ -82,7 +82,7 @@ def test_every_cut_message_is_bad_and_its_neighbours_are_not(made: Case) -> None
     assert decoded.bad.tolist() == list(range(1, 1 + len(cuts)))
     assert {rule_of(r) for r in decoded.reasons} <= {"truncated", "invalid item count"}
     decoded.batch.validate(full=True)
-    assert decoded.batch.slice(0, 1).equals(decoded.batch.slice(1, 1)) or "nan" in repr(decoded.batch.to_pylist())
+    assert decoded.batch.slice(0, 1).equals(decoded.batch.slice(1, 1)) or has_nan(decoded.batch)
 
 
 @settings(deadline=None, max_examples=10)
@@ -180,3 +180,31 @@ def test_utf8_is_what_python_says(data: bytes) -> None:
         assert decoded.reasons == ["invalid utf-8: s"]
     else:
         assert decoded.batch.to_pylist() == [{"s": text}]
+
+
+@common
+@given(cases(), cases(), st.randoms(use_true_random=False))
+def test_mixed_schemas_give_each_row_what_it_had(one: Case, two: Case, rng: random.Random) -> None:
+    chunk = [(1, m) for m in one.messages] + [(2, HEADER[:4] + b"\2" + m[5:]) for m in two.messages]
+    rng.shuffle(chunk)
+    chunk = [(1, one.messages[0]), *chunk]
+    values = pa.array([message for _, message in chunk], pa.binary())
+    found = ChunkDecoder({7: one.schema, 2: two.schema}.__getitem__)
+    decoded = found.decode(values)
+    decoded.batch.validate(full=True)
+    assert {rule_of(r) for r in decoded.reasons} <= {"incompatible schema"}
+    assert [chunk[i][0] for i in decoded.bad] in ([], [2] * len(two.messages))
+    ids = np.array([chunk[i][0] for i in decoded.rows])
+    for number, made in ((1, one), (2, two)):
+        mine = decoded.batch.filter(pa.array(ids == number))
+        messages = [message for i, message in chunk if i == number]
+        own = Decoder(made.schema).decode(pa.array(messages, pa.binary())).batch.slice(0, mine.num_rows)
+        for field in mine.schema:
+            if field.name not in own.schema.names:
+                assert mine.column(field.name).null_count == mine.num_rows
+            elif own.schema.field(field.name).type == field.type:
+                assert mine.column(field.name).to_pylist() == own.column(field.name).to_pylist() or has_nan(own)
+
+
+def has_nan(batch: pa.RecordBatch) -> bool:
+    return "nan" in repr(batch.to_pylist())
