@@ -15,8 +15,11 @@ __all__ = ["Done", "Failed", "Outcome", "Refused", "Target", "make_target"]
 
 
 def make_target(sync: Sync, settings: Settings) -> Target:
-    """The target of a sync. Raises `ConfigError` when the setting with its URL is missing or of another kind."""
-    url = settings.targets.get(sync.target, "")
+    """The target of a sync; without a setting `targets.<name>`, the local stack's process of that name.
+
+    Raises `ConfigError` when there is neither, or its URL is of another kind.
+    """
+    url = settings.targets.get(sync.target) or settings.endpoints.get(sync.target, "")
     if sync.type == "kafka" and not url:
         url = f"kafka://{settings.kafka.bootstrap_servers}"
     if not url:
