@@ -190,7 +190,7 @@ def load_sync(path: Path) -> Sync:
         return Sync.model_validate({"name": path.stem} | raw)
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
-        at = ".".join(map(str, first["loc"])) or str(first.get("ctx", {}).get("at", ""))
+        at = ".".join(filter(None, (*map(str, first["loc"]), str(first.get("ctx", {}).get("at", "")))))
         raise ContractError(first["msg"], where=f"{path}: {at}" if at else str(path)) from e
 
 
