@@ -52,7 +52,7 @@ class Options:
     """What `up` is asked for.
 
     `servers` None means all but SeaweedFS; `external` None asks the configuration which servers are elsewhere.
-    `attached` ends the stack with this process.
+    `attached` ends the stack with this process (call `up` from its main thread then).
     """
 
     servers: Sequence[str] | None = None
@@ -217,16 +217,11 @@ def _launch(home: Path, attached: bool) -> None:
 
 
 def _wait(home: Path, plan: Plan, seconds: float, on_child: OnChild) -> None:
-    seen: dict[str, Child] = {}
+    children: dict[str, Child] = {}
     deadline = time.monotonic() + seconds
     names = [*plan.servers, *(spec.name for spec in plan.processes)]
     while True:
-        children = read_children(home)
-        for name in names:
-            child = children.get(name)
-            if child is not None and child != seen.get(name):
-                seen[name] = child
-                on_child(child)
+        children = _tell(home, children, on_child)
         failed = next((c for c in children.values() if c.state == "failed"), None)
         if failed:
             raise StackError(f"cannot start: {failed.reason}", where=failed.name, hint=f"headrace logs {failed.name}")
@@ -273,22 +268,28 @@ def stop(home: Path, seconds: float = 90.0, on_child: OnChild = quiet) -> list[s
     running = [child.name for child in before.values() if child.process()]
     _signal(home, signal.SIGTERM)
     deadline = time.monotonic() + seconds
-    seen = dict(before)
     last = None
     while (pid := supervisor_pid(home)) is not None:
         last = pid
-        for child in read_children(home).values():
-            if child != seen.get(child.name):
-                seen[child.name] = child
-                on_child(child)
+        before = _tell(home, before, on_child)
         if time.monotonic() > deadline:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
     if last is not None:
+        _tell(home, before, on_child)
         with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             psutil.Process(last).wait(10)
     return sorted({*running, *end_leftovers(home)})
+
+
+def _tell(home: Path, seen: Mapping[str, Child], on_child: OnChild) -> dict[str, Child]:
+    """Report each child that differs from `seen`; returns all as they are now."""
+    children = read_children(home)
+    for name, child in children.items():
+        if child != seen.get(name):
+            on_child(child)
+    return children
 
 
 def purge(home: Path) -> None:
@@ -334,14 +335,15 @@ def status(home: Path) -> list[dict[str, Any]]:
 
 
 def _memory(process: psutil.Process | None) -> int | None:
-    """Resident memory of a process and its children (Postgres has one for each session)."""
+    """Resident memory of a process and of its children (Postgres has many), what they share counted once."""
     if process is None:
         return None
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
-        for one in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += one.memory_info().rss
+        total = process.memory_info().rss
+        for child in process.children(recursive=True):
+            info = child.memory_info()
+            total += info.rss - getattr(info, "shared", 0)
     return total
 
 

@@ -76,9 +76,13 @@ def write_json(path: Path, value: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w") as file:
-            json.dump(value, file, indent=1)
-        os.replace(name, path)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file, indent=1)
+            os.replace(name, path)
+        except OSError:
+            os.unlink(name)
+            raise
     except OSError as e:
         raise disk_error(e, path) from e
 

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ctypes
 import errno
+import io
 import os
 import signal
 import sys
@@ -225,12 +226,15 @@ class Supervisor:
         return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}{self._last(unit)}"
 
     def _last(self, unit: Unit) -> str:
-        """The last line the child wrote (stack traces left out), for a person who has not opened its log yet."""
+        """The last error the child wrote, else its last line, for a person who has not opened its log yet."""
         with (self.home / "logs" / f"{unit.name}.log").open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 4000))
             text = file.read().decode(errors="replace")
             lines = [line for line in text.splitlines() if line.strip() and not line[0].isspace()]
-        return f": {lines[-1][:300]}" if lines else ""
+        telling = [
+            line for line in lines[-40:] if any(word in line for word in ("FATAL", "PANIC", "ERROR", "Exception"))
+        ]
+        return f": {(telling or lines)[-1][:300]}" if lines else ""
 
     async def _spawn(self, unit: Unit) -> asyncio.subprocess.Process:
         path = self.home / "logs" / f"{unit.name}.log"
@@ -335,8 +339,18 @@ def end_leftovers(home: Path, seconds: float = 10.0) -> list[str]:
     return list(left)
 
 
+class LossyStream(io.TextIOBase):
+    """Standard error that loses lines while the disk is full: the stack must live on and recover by itself."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode())
+        return len(text)
+
+
 def main(home: Path) -> int:
     """Run until SIGTERM. Exit status 3: another supervisor of this home is alive."""
+    sys.stderr = LossyStream()
     configure_logs("supervisor")
     os.umask(0o022)
     lock = acquire(home / "run" / "supervisor.lock")

@@ -23,8 +23,8 @@ logger.clients.name=org.apache.kafka.clients
 logger.clients.level=error
 logger.plugins.name=org.apache.kafka.connect.runtime.isolation
 logger.plugins.level=error
-logger.reflections.name=org.reflections
-logger.reflections.level=off
+logger.scanner.name=org.apache.kafka.connect.runtime.isolation.PluginScanner
+logger.scanner.level=fatal
 """
 
 

@@ -40,7 +40,17 @@ def prepare(place: Place) -> None:
         password.write(place.secret("postgres"))
         password.flush()
         own(Path(password.name))
-        command = [str(BINARIES / "initdb"), "-D", str(folder), "-U", "postgres", "-E", "UTF8", "--locale=C"]
+        command = [
+            str(BINARIES / "initdb"),
+            "-D",
+            str(folder),
+            "-U",
+            "postgres",
+            "-E",
+            "UTF8",
+            "--locale=C",
+            "--no-sync",
+        ]
         command += ["--auth=scram-sha-256", f"--pwfile={password.name}"]
         done = subprocess.run(
             command,
