@@ -10,7 +10,6 @@ and the fields it reads.
 from __future__ import annotations
 
 import asyncio
-import logging
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher as client
-from aiokafka.errors import KafkaError, RecordTooLargeError
+from aiokafka.errors import RecordTooLargeError
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, HeadraceError
@@ -28,8 +27,9 @@ from headrace.kafka.columns import HEADERS, Chunk
 from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
 from headrace.kafka.writer import encode_headers
+from headrace.logs import get_logger
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LEGACY_FETCHES = Counter(
     "headrace_kafka_legacy_fetches",
@@ -94,22 +94,24 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
         start = self.next_fetch_offset
         try:
             records = list(super()._unpack_records())
-        except KafkaError as e:
+        except Exception as e:  # the client's decoders fail with anything: assertions, struct.error, zlib.error
             self.next_fetch_offset = start
-            yield CorruptBatchError(f"{type(e).__name__}: {e}", where=f"{topic}-{partition}@{start}")
+            error = CorruptBatchError(f"{type(e).__name__}: {e}", where=f"{topic}-{partition}@{start}")
+            error.__cause__ = e
+            yield error
             return
-        if records:
-            headers = [[{"key": key, "value": value} for key, value in record.headers] for record in records]
-            yield Chunk(
-                topic,
-                partition,
-                pa.array([record.key for record in records], pa.binary()),
-                pa.array([record.value for record in records], pa.binary()),
-                np.array([record.offset for record in records], np.int64),
-                np.array([-1 if record.timestamp is None else record.timestamp for record in records], np.int64),
-                self.next_fetch_offset,
-                encode_headers(pa.array(headers, HEADERS)) if any(headers) else None,
-            )
+        headers = [[{"key": key, "value": value} for key, value in record.headers] for record in records]
+        chunk = Chunk(
+            topic,
+            partition,
+            pa.array([record.key for record in records], pa.binary()),
+            pa.array([record.value for record in records], pa.binary()),
+            np.array([record.offset for record in records], np.int64),
+            np.array([-1 if record.timestamp is None else record.timestamp for record in records], np.int64),
+            self.next_fetch_offset,
+            encode_headers(pa.array(headers, HEADERS)) if any(headers) else None,
+        )
+        yield from self._advance(self._reader.pieces(chunk))
 
 
 _legacy_topics: set[str] = set()
@@ -119,10 +121,7 @@ def _note_legacy(topic: str) -> None:
     LEGACY_FETCHES.labels(topic).inc()
     if topic not in _legacy_topics:
         _legacy_topics.add(topic)
-        log.warning(
-            "topic holds messages older than record batch v2: read slowly, and without a bound on decompression",
-            extra={"topic": topic},
-        )
+        log.warning("old message format: read slowly, and without a bound on decompression", topic=topic)
 
 
 def rebind(function: Callable[..., Any], **names: Any) -> types.FunctionType:
@@ -190,7 +189,7 @@ class ColumnarConsumer(AIOKafkaConsumer):
         if fetcher._closed:
             return
         error = _fetch_stopped(task)
-        log.error("fetching has stopped", exc_info=error)
+        log.error("fetching has stopped", reason=str(error))
         for waiter in list(fetcher._fetch_waiters):
             if not waiter.done():
                 waiter.set_exception(error)

@@ -89,8 +89,7 @@ class FetchReader:
             except HeadraceError as e:
                 e.where = f"{topic}-{partition}@{position}"
                 raise
-            for first in range(0, max(len(chunk), 1), self._limits.max_chunk_rows):
-                yield chunk.slice(first, self._limits.max_chunk_rows)
+            yield from self.pieces(chunk)
             start, position = stop, chunk.next_offset
         where = f"{topic}-{partition}@{position}"
         if status != parse.OK:
@@ -98,6 +97,11 @@ class FetchReader:
             raise CorruptBatchError(f"a record batch {what}", where=where)
         if position == from_offset:
             raise CorruptBatchError("a fetch ends before the offset that it was asked for", where=where)
+
+    def pieces(self, chunk: Chunk) -> Iterator[Chunk]:
+        """The chunk in slices of at most max_chunk_rows; itself when it is empty."""
+        for first in range(0, max(len(chunk), 1), self._limits.max_chunk_rows):
+            yield chunk.slice(first, self._limits.max_chunk_rows)
 
     @staticmethod
     def _index(raw: Bytes, check_crc: bool, where: str) -> Index:

@@ -219,6 +219,7 @@ async def test_a_group_of_two_with_a_join_and_a_leave(cluster: KafkaSettings, to
         produce(producer(cluster, compression_type="lz4", batch_num_messages=50), name, rows, partition)
         expected |= {(partition, offset) for offset in range(len(rows))}
     group = f"group-{uuid4().hex[:8]}"
+    first_owns_all = asyncio.Event()
     seen: dict[str, set[tuple[int, int]]] = {"first": set(), "second": set()}
 
     async def member(who: str, until: Callable[[], bool]) -> None:
@@ -242,11 +243,13 @@ async def test_a_group_of_two_with_a_join_and_a_leave(cluster: KafkaSettings, to
                     with contextlib.suppress(CommitFailedError, IllegalStateError):  # moved to the other one meanwhile
                         await consumer.commit({tp: chunk.next_offset})
                         seen[who] |= {(tp.partition, offset) for offset in chunk.offsets.tolist()}
+                        first_owns_all.set()
         finally:
             await consumer.stop()
 
     async with asyncio.timeout(60):
         first = asyncio.create_task(member("first", lambda: seen["first"] | seen["second"] >= expected))
+        await first_owns_all.wait()
         await member("second", lambda: len(seen["second"]) > 50)
         await first
     assert seen["first"] | seen["second"] == expected

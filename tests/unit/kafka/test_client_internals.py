@@ -1,0 +1,151 @@
+"""The private names of aiokafka and numba that Headrace relies on, one test each: an upgrade says what it broke."""
+
+from __future__ import annotations
+
+import inspect
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer import fetcher
+from aiokafka.producer import message_accumulator
+from aiokafka.producer.producer import TransactionManager
+from aiokafka.record.control_record import ABORT_MARKER
+from numba.core.caching import FunctionCache
+
+from headrace.kafka import layout
+from headrace.kafka.consumer import rebind
+
+
+def source(function: Any) -> str:
+    return inspect.getsource(function)
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_pinned_version_is_installed() -> None:
+    assert version("aiokafka") == "0.14.0"
+
+
+def test_the_consumer_makes_its_fetcher_in_start() -> None:
+    assert "self._fetcher = Fetcher(" in source(AIOKafkaConsumer.start)
+    assert "self._fetcher.fetched_records(" in source(AIOKafkaConsumer.getmany)
+
+
+def test_the_fetcher_s_task_starts_later_and_is_kept() -> None:
+    assert "self._fetch_task = create_task(self._fetch_requests_routine())" in source(fetcher.Fetcher.__init__)
+
+
+def test_the_fetcher_s_waiters_are_futures_that_are_asked_for_their_error() -> None:
+    assert "self._fetch_waiters.add(fut)" in source(fetcher.Fetcher._create_fetch_waiter)
+    assert "waiter.result()" in source(fetcher.Fetcher.fetched_records)
+
+
+def test_a_fetcher_says_that_it_is_closed() -> None:
+    assert "self._closed = True" in source(fetcher.Fetcher.close)
+
+
+@pytest.mark.parametrize("name", ["MemoryRecords", "PartitionRecords"])
+def test_a_fetch_response_becomes_records_by_these_globals(name: str) -> None:
+    assert rebind(fetcher.Fetcher._proc_fetch_request, **{name: object}).__globals__[name] is object
+    assert getattr(fetcher, name)
+
+
+def test_rebinding_a_name_that_is_not_used_says_so() -> None:
+    with pytest.raises(ImportError, match=r"not the pinned one: Fetcher\._proc_fetch_request lacks Gone"):
+        rebind(fetcher.Fetcher._proc_fetch_request, Gone=object)
+
+
+def test_memory_records_take_bytes() -> None:
+    assert not fetcher.MemoryRecords(b"").has_next()
+
+
+def test_partition_records_take_these_arguments_in_this_order() -> None:
+    assert parameters(fetcher.PartitionRecords.__init__)[1:] == [
+        "tp",
+        "records",
+        "aborted_transactions",
+        "fetch_offset",
+        "key_deserializer",
+        "value_deserializer",
+        "check_crcs",
+        "isolation_level",
+    ]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "_tp",
+        "_records",
+        "_aborted_transactions",
+        "_aborted_producers",
+        "_check_crcs",
+        "_isolation_level",
+        "next_fetch_offset",
+    ],
+)
+def test_partition_records_have_these_fields(field: str) -> None:
+    assert f"self.{field} = " in source(fetcher.PartitionRecords.__init__)
+
+
+def test_partition_records_iterate_over_what_unpack_records_yields() -> None:
+    assert "self._unpack_records()" in source(fetcher.PartitionRecords.__init__)
+
+
+def test_aborted_producers_are_found_by_offset() -> None:
+    assert parameters(fetcher.PartitionRecords._consume_aborted_up_to) == ["self", "batch_offset"]
+
+
+def test_the_position_moves_to_next_fetch_offset() -> None:
+    assert "consumed_to(self._partition_records.next_fetch_offset)" in source(fetcher.FetchResult._update_position)
+
+
+def test_the_abort_marker_s_type() -> None:
+    assert ABORT_MARKER.type_ == layout.ABORT_MARKER
+
+
+@pytest.mark.parametrize("name", ["append", "close", "closed", "record_count", "size", "_set_producer_state", "_build"])
+def test_a_batch_builder_is_asked_for_nothing_else(name: str) -> None:
+    public = {name for name in vars(message_accumulator.BatchBuilder) if not name.startswith("__")}
+    assert public == {
+        "append",
+        "close",
+        "closed",
+        "record_count",
+        "size",
+        "_set_producer_state",
+        "_build",
+        "_serialize",
+    }
+    assert name in public
+
+
+def test_producer_state_is_set_once_before_the_batch_is_built() -> None:
+    assert parameters(message_accumulator.BatchBuilder._set_producer_state)[1:] == [
+        "producer_id",
+        "producer_epoch",
+        "base_sequence",
+    ]
+    assert "not_retry" in source(message_accumulator.MessageAccumulator._pop_batch)
+
+
+@pytest.mark.parametrize("field", ["_batch_size", "_compression_type"])
+def test_the_accumulator_has_these_fields(field: str) -> None:
+    assert f"self.{field} = " in source(message_accumulator.MessageAccumulator.__init__)
+
+
+@pytest.mark.parametrize("field", ["_message_accumulator", "_max_request_size", "_txn_manager"])
+def test_the_producer_has_these_fields(field: str) -> None:
+    assert f"self.{field} = " in source(AIOKafkaProducer.__init__)
+
+
+def test_a_transaction_manager_has_an_id() -> None:
+    assert "transactional_id" in source(TransactionManager.__init__)
+
+
+def test_numba_s_cache_keys_can_be_extended() -> None:
+    assert parameters(FunctionCache._index_key) == ["self", "sig", "codegen"]
