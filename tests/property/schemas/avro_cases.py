@@ -164,6 +164,13 @@ def cases(draw: st.DrawFn, max_rows: int = 6) -> Case:
     return case(named, draw(st.lists(values, min_size=1, max_size=max_rows)))
 
 
+def one_leaf() -> st.SearchStrategy[Case]:
+    """A record with one field of one leaf type but null, and one row."""
+    leaf = st.sampled_from(_LEAVES[1:]) | _decimals()
+    one = leaf.map(lambda typed: _record([typed]))
+    return one.flatmap(lambda typed: typed[1].map(lambda row: case(_named(typed[0], [0]), [row])))
+
+
 @st.composite
 def one_of_each(draw: st.DrawFn) -> Case:
     """A record with every leaf, a decimal of each kind and every way to nest them, and one row."""

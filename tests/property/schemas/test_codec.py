@@ -21,6 +21,7 @@ from tests.property.schemas.avro_cases import (
     cases,
     comparable,
     comparable_rows,
+    one_leaf,
     one_of_each,
     oracle,
 )
@@ -83,6 +84,14 @@ def test_every_cut_message_is_bad_and_its_neighbours_are_not(made: Case) -> None
     assert {rule_of(r) for r in decoded.reasons} <= {"truncated", "invalid item count"}
     decoded.batch.validate(full=True)
     assert decoded.batch.slice(0, 1).equals(decoded.batch.slice(1, 1)) or has_nan(decoded.batch)
+
+
+@settings(deadline=None, max_examples=100)
+@given(one_leaf())
+def test_no_leaf_is_read_beyond_its_message(made: Case) -> None:
+    whole = made.messages[0]
+    for n in range(len(HEADER), len(whole)):
+        assert Decoder(made.schema).decode(Guarded([whole[:n]]).values).reasons == ["truncated: f0"]
 
 
 @settings(deadline=None, max_examples=10)
