@@ -105,7 +105,7 @@ async def test_atomic_is_one_batch_or_nothing(cluster: KafkaSettings, topic: Top
 
 
 async def test_keys_go_where_the_other_client_s_keys_go(cluster: KafkaSettings, topic: Topic) -> None:
-    name, other = topic(5), topic(5)
+    name, other = topic(3), topic(3)
     rows: list[Row] = [(b"key-%d" % (i % 31), b"%d" % i, NOW + i, ()) for i in range(500)]
     keys, values, timestamps, _ = arrays(rows)
     async with writing(cluster) as to:
@@ -116,7 +116,7 @@ async def test_keys_go_where_the_other_client_s_keys_go(cluster: KafkaSettings, 
     for key, value, timestamp, _ in rows:
         java_like.produce(other, value, key, timestamp=timestamp)
     java_like.flush(30)
-    for partition in range(5):
+    for partition in range(3):
         ours = [row for _, row in consume(cluster, name, partition) if row[0] is not None]
         assert ours == [row for _, row in consume(cluster, other, partition)]
 

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatch
+
+import headrace.kafka
+from headrace import native
+from headrace.kafka.producer import _ColumnarBatch
+from headrace.kafka.writer import Columns, encode_batches, encode_headers, partition_for
+from tests.unit.kafka.rows import Row, columns
+
+
+def test_a_retry_sends_the_same_bytes_with_the_state_given_first() -> None:
+    (encoded,) = encode_batches(columns([(b"k", b"v", 5, ())]), codec=0, max_batch_bytes=1000, max_record_bytes=1000)
+    batch = _ColumnarBatch(encoded)
+    assert (batch.closed(), batch.record_count(), batch.append(key=b"", value=b"", timestamp=0)) == (True, 1, None)
+    batch._set_producer_state(77, 2, 9)
+    sent = bytes(batch._build())
+    assert bytes(batch._build()) == sent
+    assert len(sent) == batch.size()
+    parsed = DefaultRecordBatch(sent)
+    assert (parsed.producer_id, parsed.producer_epoch, parsed.base_sequence) == (77, 2, 9)
+    assert parsed.validate_crc()
+
+
+def test_batches_keep_to_their_size_and_a_long_row_goes_beyond_it() -> None:
+    rows: list[Row] = [(None, bytes(size), 1, ()) for size in (10, 90, 90, 700, 10)]
+    batches = list(encode_batches(columns(rows), codec=0, max_batch_bytes=300, max_record_bytes=800))
+    assert [batch.records for batch in batches] == [3, 2]
+    assert [len(batch.payload) for batch in batches][1] > 700
+
+
+def test_compression_that_does_not_help_is_left_out() -> None:
+    (batch,) = encode_batches(columns([(None, b"v", 1, ())]), codec=4, max_batch_bytes=1000, max_record_bytes=1000)
+    assert batch.attributes == 0
+
+
+def test_no_rows_make_no_batch() -> None:
+    assert list(encode_batches(columns([]), codec=0, max_batch_bytes=1000, max_record_bytes=1000)) == []
+
+
+def test_text_columns_are_taken_as_their_bytes() -> None:
+    assert partition_for(pa.array(["key"]), 7).tolist() == partition_for(pa.array([b"key"]), 7).tolist()
+    with pytest.raises(pa.ArrowNotImplementedError):
+        Columns(None, pa.array([1.5]))
+
+
+def test_null_headers_are_none() -> None:
+    wire = encode_headers(pa.array([None, []], headrace.kafka.columns.HEADERS))
+    assert wire.offsets.tolist() == [0, 0, 0]
+
+
+def test_kernels_are_cached_under_the_fingerprint_of_what_they_inline() -> None:
+    (index,) = [native.read_varint._cache]  # type: ignore[attr-defined]
+    assert index._index_key("signature", native.read_varint.targetctx.codegen())[-1] == native._FINGERPRINT  # type: ignore[attr-defined]
+
+
+def test_admin_does_not_load_the_kernels() -> None:
+    code = "import sys, headrace.kafka.admin; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
