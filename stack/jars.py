@@ -189,7 +189,9 @@ def unpacked(name: str, cache: Path) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=cache, prefix="unpack-"))
     try:
         with tarfile.open(jar_path(jar, cache)) as archive:
-            archive.extractall(temporary, filter="data")
+            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4; the archive is checked against the lock anyway
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(temporary)
         temporary.chmod(0o755)
         try:
             temporary.rename(target)
