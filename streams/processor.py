@@ -117,7 +117,7 @@ class Retry:
                     if not isinstance(e, NotYet):
                         self.waiting[where] = str(e)
                         if warned == started or now - warned > 30:
-                            log.warning("will try again", where=where, **e.as_dict())
+                            log.warning("will try again", **e.as_dict() | {"where": where})
                             warned = now
                     # Jitter: workers that lost the same server must not come back in step.
                     await asyncio.sleep(pause * random.uniform(0.5, 1))

@@ -28,13 +28,15 @@ def _judge(
 ) -> None:
     one = np.uint64(1)
     window = bits.shape[1] * 64
+    # Distances are unsigned: two numbers may be further apart than a signed one can say.
+    reach = np.uint64(window)
     for i in range(len(keys)):
         key, number = keys[i], numbers[i]
         top = highest[key]
         slot = number % window
         mask = one << np.uint64(slot & 63)
         if top == NOTHING or number > top:
-            if top == NOTHING or number - top >= window:
+            if top == NOTHING or np.uint64(number) - np.uint64(top) >= reach:
                 bits[key, :] = 0
             else:
                 for between in range(top + 1, number):
@@ -43,7 +45,7 @@ def _judge(
             highest[key] = number
             bits[key, slot >> 6] |= mask
             verdicts[i] = NEW
-        elif top - number >= window:
+        elif np.uint64(top) - np.uint64(number) >= reach:
             verdicts[i] = OLD
         elif bits[key, slot >> 6] & mask:
             verdicts[i] = SEEN

@@ -1,0 +1,62 @@
+"""A lookup against a plain dictionary, through inserts, updates, deletes, truncations and Debezium's repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import streams.lookup
+from streams.lookup import Lookup, LookupTable
+from tests.unit.streams.support import changes
+
+SHAPE = pa.schema([("id", pa.int64()), ("site", pa.string()), ("note", pa.string())])
+
+operations = st.lists(
+    st.tuples(st.sampled_from("ccuuudt"), st.integers(0, 12), st.text(max_size=3)), min_size=1, max_size=120
+)
+
+
+@given(operations, st.lists(st.integers(1, 30), max_size=8), st.integers(0, 30), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_rows_are_those_of_a_dictionary(
+    done: list[tuple[str, int, str]], cuts: list[int], repeat: int, small: bool
+) -> None:
+    was = streams.lookup.FEWEST_TO_COMPACT, streams.lookup.MANY_KEYS
+    streams.lookup.FEWEST_TO_COMPACT, streams.lookup.MANY_KEYS = 4, 5 if small else 512
+    try:
+        table = LookupTable(Lookup("t", "p.public.t", "id", ("site",)))
+        rows: dict[int, dict[str, Any]] = {}
+        events = []
+        for lsn, (op, key, text) in enumerate(done, 1):
+            after = None if op in "dt" else {"id": key, "site": text, "note": "x"}
+            before = None if op == "t" else rows.get(key, {"id": key, "site": None, "note": None})
+            if op == "t":
+                rows.clear()
+            elif after is None:
+                rows.pop(key, None)
+            else:
+                rows[key] = after
+            events.append((op, before, after, lsn))
+        # Connect dies and says the last changes again.
+        events += events[max(0, len(events) - repeat) :]
+        at = 0
+        for size in [*cuts, len(events)]:
+            if part := events[at : at + size]:
+                table.apply(0, changes(part, SHAPE, "public.t"))
+            at += size
+        asked = [*range(13), None, 99]
+        keys = pa.array(asked, pa.int64())
+        expected = [rows[key]["site"] if key in rows else None for key in asked]
+        assert table.take(keys).column("site").to_pylist() == expected
+        assert table.known(keys).to_pylist() == [key in rows for key in asked]
+        assert len(table) == len(rows)
+    finally:
+        streams.lookup.FEWEST_TO_COMPACT, streams.lookup.MANY_KEYS = was
+
+
+def test_an_empty_lookup_knows_nothing() -> None:
+    table = LookupTable(Lookup("t", "p.public.t", "id", ("site", "note")))
+    assert table.take(pa.array(["a", None])).to_pydict() == {"site": [None, None], "note": [None, None]}
