@@ -1,7 +1,7 @@
 """Avro messages to Arrow columns and back, exactly: what does not decode is named row by row, with a reason.
 
 fastavro is the measure: the same values, the same bytes, the same messages refused, but for these.
-- Refused here alone, since the schema's type has no such value or the claim cannot be true: ints beyond 32 bits, booleans
+- Refused here alone, since the type has no such value or the claim cannot be true: ints beyond 32 bits, booleans
   but 0 and 1, varints of more than 10 bytes, negative lengths and indexes, more items than bytes, decimals with more
   digits than their precision, and bytes after the record.
 - UUIDs stay text and are not checked. Nanoseconds become microseconds. A map keeps a key that comes twice.
