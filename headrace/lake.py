@@ -96,6 +96,15 @@ def add_views(
         connection.execute(f'CREATE OR REPLACE VIEW "{namespace}"."{table}" AS FROM iceberg_scan(\'{location}\')')
 
 
+def confine(connection: duckdb.DuckDBPyConnection, lake: LakeSettings) -> None:
+    """From here on the connection reads the lake's own files and nothing else of this machine or the network."""
+    warehouse = lake.warehouse.rstrip("/") + "/"
+    folders = [warehouse, warehouse.removeprefix("file://")]
+    connection.execute(f"SET allowed_directories = {folders!r}")
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
 def tables_of(sql: str) -> set[str]:
     """The `namespace.table` names that a query reads. Raises `TerminalError` when it is not one SELECT."""
     try:
@@ -110,8 +119,8 @@ def tables_of(sql: str) -> set[str]:
 def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
     """Run one SELECT over the lake's newest snapshots; the result is on the returned connection.
 
-    Raises `TerminalError` for anything that is not a SELECT, for unknown tables (with those that exist) and for
-    whatever DuckDB has to say.
+    The statement can read tables and nothing else: no files, no network. Raises `TerminalError` for anything that is
+    not a SELECT, for unknown tables (with those that exist) and for whatever DuckDB has to say.
     """
     wanted = tables_of(sql)
     locations = table_locations(lake)
@@ -121,6 +130,7 @@ def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
     connection = open_duckdb(lake)
     try:
         add_views(connection, locations, wanted if wanted else None)
+        confine(connection, lake)
         return connection.execute(sql)
     except duckdb.Error as e:
         connection.close()

@@ -50,3 +50,17 @@ def test_wrong_sql_says_so_in_one_line(lake: LakeSettings) -> None:
 def test_no_catalog_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"lake\.uri"):
         table_locations(LakeSettings())
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT content FROM read_text('/etc/hostname')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "SELECT * FROM silver.things, read_text('/etc/hostname')",
+        "SELECT * FROM read_text('http://127.0.0.1:1/x')",
+    ],
+)
+def test_a_query_reads_tables_and_nothing_else(lake: LakeSettings, sql: str) -> None:
+    with pytest.raises(TerminalError, match="Permission"):
+        query(lake, sql)
