@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from headrace.errors import DecodeError
 from schemas.kpis import Kpi
-from streams.kpi.contributions import Change, Key, Progress
+from streams.kpi.contributions import Change, Key
+from streams.kpi.events import Progress
 from streams.kpi.partials import Partial
 
 Writer = tuple[str, str]

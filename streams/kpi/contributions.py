@@ -4,16 +4,7 @@ Pure: `contribute` takes events and what the partition has contributed so far (`
 with the progress they are as of; nothing is changed until the caller keeps the result.
 
 Rules, each of which SQL over the lake can repeat:
-- Change events take their row before away and add their row after. A change whose position is not above the
-  partition's highest is a repeat of Debezium's and ignored, and so is a derived record that repeats its coordinates.
-- A row read by a full snapshot (`op` r) is part of a complete statement of the table. All rows of one snapshot carry
-  the same (lsn, transaction id); the first row of a later snapshot takes back all that the partition has contributed to
-  windows still open, and counting begins anew, so that a repeated snapshot counts no row twice, whatever was changed or
-  deleted while nobody listened. Rows of an earlier snapshot are ignored, as are those of an incremental one, which
-  repeats rows of a table that is already streamed. This needs two numbers a partition instead of a memory of all keys;
-  its price: a partition that a new snapshot has no row for keeps what it had.
-- Topics of change events are compacted. A KPI that begins on one later takes the first change it meets of a key for
-  the key's whole past (`Events.first`), which gives the table's rows again.
+- Events are those that `streams.kpi.events` lets through: no repeats, rows before taken away, rows after added.
 - A partition's watermark is the highest event time seen, where a time ahead of the record's Kafka timestamp counts as
   that timestamp: one wrong clock can't close windows for the others. A row is late, and left out, when its window's end
   plus the lateness is not above the watermark of the rows before it. A window that is closed so stays closed.
@@ -21,75 +12,25 @@ Rules, each of which SQL over the lake can repeat:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ContractError
-from schemas import coordinates, envelope
 from schemas.expressions import Expression, compile_expression
 from schemas.kpis import Kpi
+from streams.kpi.events import Events, Progress, Segment, cut_segments, signed_images
 from streams.kpi.partials import EMPTY, Ints, Mask, Partial, aggregate, check_size, check_type
 
 Key = tuple[int | None, str]
 """(start of the window in microseconds since the epoch, group as canonical JSON)"""
 
 _NEVER = -(2**62)
-NO_SNAPSHOT = (-1, -1)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one KPI has read one partition. `next` is the first offset not applied, `watermark` in microseconds.
-
-    `late`, `untimed`, `ignored` and `lost` count rows left out: too late, without an event time, of an incremental
-    snapshot or a truncation, taken by retention. `topic` is the identity of the topic that the offsets belong to.
-    """
-
-    next: int = 0
-    position: envelope.Position = envelope.NOWHERE
-    lanes: Mapping[str, int] = field(default_factory=dict)
-    snapshot: tuple[int, int] = NO_SNAPSHOT
-    watermark: int | None = None
-    late: int = 0
-    untimed: int = 0
-    ignored: int = 0
-    lost: int = 0
-    topic: str = ""
-
-    def dump(self) -> dict[str, Any]:
-        return {
-            "next": self.next,
-            "position": list(self.position),
-            "lanes": dict(self.lanes),
-            "snapshot": list(self.snapshot),
-            "watermark": self.watermark,
-            "skipped": [self.late, self.untimed, self.ignored, self.lost],
-            "topic": self.topic,
-        }
-
-    @classmethod
-    def load(cls, data: Mapping[str, Any]) -> Progress:
-        late, untimed, ignored, lost = data["skipped"]
-        first, second = data["snapshot"]
-        return cls(
-            next=data["next"],
-            position=envelope.Position(*data["position"]),
-            lanes=data["lanes"],
-            snapshot=(first, second),
-            watermark=data["watermark"],
-            late=late,
-            untimed=untimed,
-            ignored=ignored,
-            lost=lost,
-            topic=data["topic"],
-        )
 
 
 @dataclass
@@ -123,58 +64,6 @@ def is_closed(kpi: Kpi, key: Key, watermark: int | None) -> bool:
     return start + kpi.window_us + kpi.lateness_us <= watermark
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Events to apply in one go; `anew` when a later snapshot begins with them."""
-
-    progress: Progress
-    anew: bool
-    rows: Ints
-    events: pa.RecordBatch
-
-
-@dataclass(frozen=True)
-class Events:
-    """Decoded events of one partition in offset order; `next` is the offset after all of them and what lies between.
-
-    `first` marks changes of keys that the log, as far as it goes back, says nothing of before: compaction took what
-    there was, so there is nothing to take away and no repeat to know them by. None when nothing was taken.
-    """
-
-    batch: pa.RecordBatch
-    offsets: Ints
-    timestamps: Ints
-    next: int
-    first: Mask | None = None
-    _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.offsets)
-
-    def halves(self) -> tuple[Events, Events]:
-        """The same events in two pieces. Only for two events or more."""
-        at = len(self) // 2
-        return self._part(0, at, int(self.offsets[at])), self._part(at, len(self), self.next)
-
-    def since(self, offset: int) -> Events:
-        at = int(np.searchsorted(self.offsets, offset))
-        if not at:
-            return self
-        rest: Events = self.cached(("since", at), lambda: self._part(at, len(self), self.next))
-        return rest
-
-    def _part(self, start: int, stop: int, following: int) -> Events:
-        first = None if self.first is None else self.first[start:stop]
-        batch = self.batch.slice(start, stop - start)
-        return Events(batch, self.offsets[start:stop], self.timestamps[start:stop], following, first)
-
-    def cached(self, key: Any, make: Any) -> Any:
-        """KPIs of one source are usually at the same place: what depends on the place alone is made once."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-
 class Meter:
     """Computes one KPI; remembers its filter compiled for the schemas that it has met."""
 
@@ -192,7 +81,7 @@ class Meter:
             return Change(progress, {})
         rest = events.since(progress.next)
         place = (progress.position, tuple(progress.lanes.items()), progress.snapshot)
-        segments: list[_Segment] = rest.cached(("segments", place), lambda: list(_segments(rest, progress)))
+        segments: list[Segment] = rest.cached(("segments", place), lambda: list(cut_segments(rest, progress)))
         changed: dict[Key, Partial] = {}
         counted = progress
         for segment in segments:
@@ -206,7 +95,7 @@ class Meter:
         return Change(replace(counted, next=events.next), changed)
 
     def _count(
-        self, events: Events, segment: _Segment, before: Progress, share: Share, changed: dict[Key, Partial]
+        self, events: Events, segment: Segment, before: Progress, share: Share, changed: dict[Key, Partial]
     ) -> Progress:
         after = replace(
             segment.progress, watermark=before.watermark, late=before.late, untimed=before.untimed,
@@ -215,7 +104,7 @@ class Meter:
         if not len(segment.rows):
             return after
         first = None if events.first is None else events.first[segment.rows]
-        images, signs, at = events.cached(("images", id(segment)), lambda: _images(segment.events, first))
+        images, signs, at = events.cached(("images", id(segment)), lambda: signed_images(segment.events, first))
         mask = self._matches(images)
         starts: Ints | None = None
         if self.kpi.window_us is not None:
@@ -248,7 +137,7 @@ class Meter:
         return out
 
     def _windows(
-        self, events: Events, segment: _Segment, images: pa.RecordBatch, at: Ints, mask: Mask, progress: Progress
+        self, events: Events, segment: Segment, images: pa.RecordBatch, at: Ints, mask: Mask, progress: Progress
     ) -> tuple[Ints, Mask, Progress]:
         """(window start of each image, which of the masked ones count, progress with watermark and late rows)."""
         window, lateness = self.kpi.window_us or 1, self.kpi.lateness_us
@@ -312,91 +201,3 @@ def _micros(column: pa.Array, kpi: Kpi) -> tuple[Ints, Mask]:
         raise ContractError(f"is {column.type}, not a time", where=f"kpi {kpi.name}: event_time {kpi.event_time}")
     numbers = pc.fill_null(column.cast(pa.timestamp("us")).cast(pa.int64()), 0)
     return numbers.to_numpy(zero_copy_only=False), pc.is_valid(column).to_numpy(zero_copy_only=False)
-
-
-def _images(batch: pa.RecordBatch, first: Mask | None) -> tuple[pa.RecordBatch, Ints, Ints]:
-    """(rows, +1 counted or -1 taken back, index of the event of each), rows before ahead of rows after."""
-    everything = np.arange(len(batch))
-    if not envelope.is_envelope(batch.schema):
-        return batch, np.ones(len(batch), np.int64), everything
-    before, after = (envelope.has_row(batch, part).to_numpy(zero_copy_only=False) for part in ("before", "after"))
-    operations = envelope.operations(batch)
-    before &= pc.is_in(operations, value_set=pa.array(["u", "d"])).to_numpy(zero_copy_only=False)
-    after &= pc.is_in(operations, value_set=pa.array(["c", "u", "r"])).to_numpy(zero_copy_only=False)
-    changed = pc.is_in(operations, value_set=pa.array(["u", "d"])).to_numpy(zero_copy_only=False)
-    if first is not None:
-        before, changed = before & ~first, changed & ~first
-    if (changed & ~before).any():
-        raise ContractError(
-            "a change does not carry the row as it was, so it cannot be taken back",
-            where=str(envelope.table_of(batch)[int(np.argmax(changed & ~before))].as_py()),
-            hint="ALTER TABLE ... REPLICA IDENTITY FULL, then take a new snapshot",
-        )
-    rows_after = envelope.row_batch(batch, "after").filter(pa.array(after))
-    rows_before = envelope.row_batch(batch, "before").filter(pa.array(before))
-    if rows_before.schema.names != rows_after.schema.names:
-        raise ContractError("rows before and after differ in their fields", where="before, after")
-    rows_before = rows_before.cast(rows_after.schema) if rows_before.schema != rows_after.schema else rows_before
-    signs = np.concatenate([np.full(len(rows_before), -1), np.ones(len(rows_after), np.int64)])
-    at = np.concatenate([everything[before], everything[after]])
-    return pa.concat_batches([rows_before, rows_after]), signs, at
-
-
-def _segments(events: Events, progress: Progress) -> Iterator[_Segment]:
-    """Events that are no repeats, cut where a later snapshot begins."""
-    batch = events.batch
-    if not envelope.is_envelope(batch.schema):
-        keep: npt.NDArray[np.bool_] = np.ones(len(events), np.bool_)
-        if "source_offset" in batch.schema.names:
-            kept, lanes = coordinates.drop_replays(batch, progress.lanes)
-            keep, progress = kept.to_numpy(zero_copy_only=False), replace(progress, lanes=lanes)
-        yield _segment(events, keep, replace(progress, ignored=0), anew=False)
-        return
-    lsn, order = envelope.positions(batch)
-    keep = envelope.after_position(lsn, order, progress.position)
-    if events.first is not None:
-        keep = keep | events.first
-    progress = replace(progress, position=envelope.highest(lsn, order, progress.position))
-    full, first, second, other = _snapshots(batch)
-    other |= pc.fill_null(pc.equal(envelope.operations(batch), "t"), False).to_numpy(zero_copy_only=False)
-    (a, b), begin, anew = progress.snapshot, 0, False
-    while True:
-        later = full & ((first > a) | ((first == a) & (second > b)))
-        later[:begin] = False
-        end = int(np.argmax(later)) if later.any() else len(events)
-        stale = full & ((first < a) | ((first == a) & (second < b)))
-        mask = keep & ~other & ~stale
-        mask[:begin] = mask[end:] = False
-        yield _segment(events, mask, replace(progress, snapshot=(a, b), ignored=int(other[begin:end].sum())), anew=anew)
-        if end == len(events):
-            return
-        a, b, begin, anew = int(first[end]), int(second[end]), end, True
-
-
-def _segment(events: Events, keep: Mask, progress: Progress, *, anew: bool) -> _Segment:
-    rows = np.flatnonzero(keep)
-    chosen = events.batch if len(rows) == len(events) else events.batch.filter(pa.array(keep))
-    return _Segment(progress, anew, rows, chosen)
-
-
-def _snapshots(batch: pa.RecordBatch) -> tuple[Mask, Ints, Ints, Mask]:
-    """(rows of full snapshots, their lsn, their transaction id, rows of other snapshots)."""
-    read = envelope.snapshot_mask(batch).to_numpy(zero_copy_only=False)
-    nothing: Ints = np.zeros(len(batch), np.int64)
-    if not read.any():
-        return read, nothing, nothing, read.copy()
-    source = batch.column("source")
-    names = {f.name for f in source.type}
-    other = read.copy()
-    if "snapshot" in names:
-        kind = pc.struct_field(source, "snapshot").cast(pa.string())
-        other &= pc.fill_null(pc.equal(kind, "incremental"), False).to_numpy(zero_copy_only=False)
-    else:
-        other[:] = False
-    identity = [
-        pc.fill_null(pc.struct_field(source, name).cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-        if name in names
-        else nothing
-        for name in ("lsn", "txId")
-    ]
-    return read & ~other, identity[0], identity[1], other

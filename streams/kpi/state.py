@@ -31,7 +31,8 @@ from schemas.envelope import is_envelope
 from schemas.kpis import Kpi
 from schemas.registry import Registry
 from streams.kpi.changelog import Folded, encode, encode_values, value_key
-from streams.kpi.contributions import Change, Events, Key, Meter, Progress, Share, is_closed
+from streams.kpi.contributions import Change, Key, Meter, Share, is_closed
+from streams.kpi.events import Events, Progress
 from streams.kpi.partials import Mask, Partial
 from streams.kpi.store import Changelog, after_last_record
 from streams.processor import Committed, Processor
@@ -40,8 +41,6 @@ log = get_logger("kpi")
 
 SLICE = 10_000
 """Records of a batch where batches need not be whole."""
-
-_ENDLESS = 2**62
 
 
 @dataclass
@@ -103,22 +102,21 @@ class KpiProcessor(Processor):
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
         """Read the partition's state back; the lowest offset that one of the KPIs has not had."""
         await self._changelog.ensure()
-        kafka = self._settings.kafka
-        begin = (await asyncio.to_thread(begin_offsets, kafka, [self.source]))[self.source, partition]
-        end = (await asyncio.to_thread(end_offsets, kafka, [self.source]))[self.source, partition]
-        self._identity = (await asyncio.to_thread(topic_ids, kafka, [self.source]))[self.source]
-        new = await self._load(partition, begin, end)
+        self._identity = (await asyncio.to_thread(topic_ids, self._settings.kafka, [self.source]))[self.source]
+        new, begin, end = await self._load(partition)
         state = self._partitions[partition]
-        if new and (until := await after_last_record(kafka, self.source, partition, begin, end)) > begin:
-            state.read_in = _ReadIn(until, {name: {} for name in new})
+        if new:
+            until = await after_last_record(self._settings.kafka, self.source, partition, begin, end)
+            state.read_in = _ReadIn(until, {name: {} for name in new}) if until > begin else None
         return min(share.progress.next for share in state.shares.values())
 
-    async def _load(self, partition: int, begin: int, end: int) -> list[str]:
-        """Read the state back; returns the KPIs that have none."""
+    async def _load(self, partition: int) -> tuple[list[str], int, int]:
+        """Read the state back; returns the KPIs that have none, and where the source begins and ends."""
         while True:
             fold, at = await self._changelog.read(partition)
-            state = _Partition(at, {}, {})
-            new = []
+            # Asked after the state was read: whoever wrote it last may have just read to the end.
+            begin, end = await self._bounds(partition)
+            state, new = _Partition(at, {}, {}), []
             gone: list[bytes] = []
             for name, kpi in self.kpis.items():
                 writer = (name, kpi.fingerprint)
@@ -127,12 +125,10 @@ class KpiProcessor(Processor):
                     new.append(name)
                     gone += [value_key(writer, key) for key in folded.pending]
                     state.shares[name], state.dirty[name] = Share(Progress(next=begin, topic=self._identity)), set()
-                    continue
-                open_ = {
-                    k: v for k, (_, v) in folded.values.items() if not is_closed(kpi, k, folded.progress.watermark)
-                }
-                state.shares[name] = Share(self._checked(kpi, partition, folded.progress, begin, end), open_)
-                state.dirty[name] = folded.stale & open_.keys()
+                else:
+                    progress = self._checked(kpi, partition, folded.progress, begin, end)
+                    state.shares[name] = Share(progress, open_values(kpi, folded, progress.watermark))
+                    state.dirty[name] = folded.stale & state.shares[name].values.keys()
             for writer, folded in fold.kpis.items():
                 # Counts of an earlier declaration of the same KPI. Those of a KPI that is not declared are kept.
                 if writer[0] in self.kpis and writer[1] != self.kpis[writer[0]].fingerprint:
@@ -146,7 +142,13 @@ class KpiProcessor(Processor):
             groups=sum(len(s.values) for s in state.shares.values()),
             next=min(s.progress.next for s in state.shares.values()),
         )  # fmt: skip
-        return new
+        return new, begin, end
+
+    async def _bounds(self, partition: int) -> tuple[int, int]:
+        kafka, place = self._settings.kafka, (self.source, partition)
+        begins = await asyncio.to_thread(begin_offsets, kafka, [self.source])
+        ends = await asyncio.to_thread(end_offsets, kafka, [self.source])
+        return begins[place], ends[place]
 
     async def _take_out(self, partition: int, state: _Partition, gone: list[bytes]) -> bool:
         """Put tombstones on records that nobody counts any more; false when somebody else has written meanwhile."""
@@ -225,7 +227,7 @@ class KpiProcessor(Processor):
 
     async def _reload(self, partition: int, old: _Partition, reached: int) -> None:
         """Take the state from the changelog, where this writer's own is too."""
-        await self._load(partition, 0, _ENDLESS)
+        await self._load(partition)
         state, state.read_in = self._partitions[partition], old.read_in
         for name in state.read_in.values if state.read_in else ():
             state.shares[name] = old.shares[name]
@@ -276,6 +278,11 @@ class KpiProcessor(Processor):
         for rule, rows in left_out:
             if rows:
                 metrics.ROWS_DROPPED.labels(self.flow, self.source, rule).inc(rows)
+
+
+def open_values(kpi: Kpi, folded: Folded, watermark: int | None) -> dict[Key, Partial]:
+    """Contributions to windows that rows can still change."""
+    return {key: value for key, (_, value) in folded.values.items() if not is_closed(kpi, key, watermark)}
 
 
 def kpi_processors(settings: Settings, kpis: Iterable[Kpi], registry: Registry) -> list[KpiProcessor]:

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.kpis import Kpi
-from streams.kpi.contributions import Events, Meter, Progress, Share
+from streams.kpi.contributions import Meter, Share
+from streams.kpi.events import Events, Progress
 from streams.kpi.partials import Partial, value_of
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

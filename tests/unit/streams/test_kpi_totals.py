@@ -5,7 +5,8 @@ import pytest
 
 from schemas.kpis import Kpi
 from streams.kpi.changelog import Fold, encode, value_key
-from streams.kpi.contributions import Change, Progress
+from streams.kpi.contributions import Change
+from streams.kpi.events import Progress
 from streams.kpi.partials import Partial
 from streams.kpi.totals import IDLE_SECONDS, KEEP_FINAL_US, Totals
 
