@@ -48,7 +48,7 @@ def up(
 ) -> None:
     """Start everything: servers, pipeline, shop, devices, business application. Ctrl-C stops it all."""
     attached = not detach
-    home = start(control.Options(servers=("postgres", "kafka", "registry", "redis", "artemis"), attached=attached), [])
+    home = start(control.Options(servers=("postgres",), attached=attached), [])
     asyncio.run(create(load_settings(), options()))
     start(control.Options(attached=attached), [*pipeline(), *world()])
     settings = load_settings()
