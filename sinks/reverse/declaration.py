@@ -22,7 +22,6 @@ from sinks.reverse.template import placeholders
 
 FOLDER = Path("sinks") / "syncs"
 EVENT_COLUMNS = ("_op", "_topic", "_partition", "_offset")
-KPI_TOPIC = "kpi.values"
 
 Mode = Literal["upsert", "mirror", "events"]
 
@@ -55,8 +54,6 @@ class Source(_Declared):
     def _consistent(self) -> Self:
         if bool(self.columns) == bool(self.pivot):
             raise _wrong("columns", "a source has columns, or a pivot of KPIs")
-        if self.pivot and self.topic != KPI_TOPIC:
-            raise _wrong("pivot", f"only {KPI_TOPIC} has KPIs")
         if self.pivot and self.filter:
             raise _wrong("filter", "a pivot has none")
         return self

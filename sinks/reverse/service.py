@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
 from headrace.config import Settings
-from headrace.errors import HeadraceError, TransientError
+from headrace.errors import FencedError, HeadraceError, TransientError
 from headrace.kafka.client import client_options
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
@@ -32,7 +32,8 @@ UP = Gauge("headrace_sync_up", "1 while the sync works, 0 while something keeps 
 
 TERMINAL_SECONDS = 30.0
 DRAIN_SECONDS = 30.0
-SESSION_MS = 10_000
+SESSION_MS = 6_000
+HEARTBEAT_MS = 1_500
 FOREVER_MS = 2**31 - 1
 
 
@@ -57,6 +58,7 @@ class Lock(ConsumerRebalanceListener):
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=SESSION_MS,
+            heartbeat_interval_ms=HEARTBEAT_MS,
             max_poll_interval_ms=FOREVER_MS,
         )
         await self._consumer.start()
@@ -149,7 +151,8 @@ class Supervisor:
     async def _rest(self, error: HeadraceError, backoff: Backoff) -> None:
         """What may pass is tried again soon; what needs somebody to mend it, now and then."""
         self._note(str(error))
-        await self._lifecycle.sleep(backoff.next(0.0 if isinstance(error, TransientError) else TERMINAL_SECONDS))
+        soon = isinstance(error, TransientError | FencedError)
+        await self._lifecycle.sleep(backoff.next(0.0 if soon else TERMINAL_SECONDS))
 
     async def _hold(self, lock: Lock, backoff: Backoff) -> None:
         """Run the sync whenever this process has the lock."""

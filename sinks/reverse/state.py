@@ -174,7 +174,7 @@ def read_state(kafka: KafkaSettings, sync: str, until: str | None = None) -> Sta
             error = message.error()
             if error is None:
                 key = message.key().decode()
-                if key == OPENED and until is not None and message.value() == until.encode():
+                if key == OPENED and until is not None and orjson.loads(message.value()) == until:
                     return state
                 state.take(key, message.value())
             elif error.code() != KafkaError._PARTITION_EOF:
@@ -230,8 +230,7 @@ class StateLog:
         try:
             self._producer.begin_transaction()
             for key, value in records.items():
-                data = value.encode() if isinstance(value, str) else None if value is None else orjson.dumps(value)
-                self._produce(key, data, failed)
+                self._produce(key, None if value is None else orjson.dumps(value), failed)
             self._producer.flush(TIMEOUT_SECONDS)
             if failed:
                 raise KafkaException(failed[0])

@@ -1,5 +1,5 @@
-"""Where rows are written back to. A target is one small class; the suite `tests/integration/reverse/contract.py` says
-what it must do, and every target passes it."""
+"""Where rows are written back to. A target is one small class; `tests/integration/reverse/test_targets.py` is the
+suite that each of them passes."""
 
 from __future__ import annotations
 

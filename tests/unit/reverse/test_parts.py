@@ -54,7 +54,6 @@ def test_the_demo_syncs_load() -> None:
         (('path = "/customers/{customer_id}"', 'path = "/customers/{name}"'), "http.delete_path"),
         (("defaults = { spend", "defaults = { spent"), "defaults.spent"),
         (('mode = "mirror"', 'mode = "events"'), "sources"),
-        (('topic = "kpi.values"', 'topic = "others"'), "pivot"),
         (("rate = 50", "rate = 0"), "rate"),
         (("rate = 50", "rate ="), ""),
     ],
