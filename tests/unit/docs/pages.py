@@ -36,9 +36,11 @@ def anchors(path: Path) -> set[str]:
 def section(path: Path, title: str) -> str:
     """The text below a heading, up to the next one of its level or above."""
     text = path.read_text(encoding="utf-8")
-    heading = next(m for m in _HEADING.finditer(text) if m[2] == title)
+    # Comments in code are no headings.
+    plain = _FENCE.sub(lambda m: " " * len(m[0]), text)
+    heading = next(m for m in _HEADING.finditer(plain) if m[2] == title)
     level = len(heading[1])
-    end = next((m.start() for m in _HEADING.finditer(text, heading.end()) if len(m[1]) <= level), len(text))
+    end = next((m.start() for m in _HEADING.finditer(plain, heading.end()) if len(m[1]) <= level), len(text))
     return text[heading.end() : end]
 
 
