@@ -41,6 +41,8 @@ FLOW = "kpi-sink"
 PIECE = 500
 """Values that one run of the script writes: Redis serves nobody else meanwhile."""
 
+LOOK_SECONDS = 5.0
+
 T = TypeVar("T")
 
 _PASSING = (
@@ -141,7 +143,13 @@ class KpiSink:
 
     async def _follow(self, board: Board) -> None:
         """Raises `Moved` when Redis says that reading stands elsewhere."""
+        looked = time.monotonic()
         while not self._lifecycle.stopping.is_set():
+            if time.monotonic() - looked > LOOK_SECONDS:
+                # A Redis that came back empty must not stay so until something changes.
+                if await self._patiently(self._look) is None:
+                    return
+                looked = time.monotonic()
             fetched = await self._consumer.getmany(self._tp, timeout_ms=200)
             for chunk in fetched.get(self._tp, []):
                 decoded = await self._patiently(lambda c=chunk: asyncio.to_thread(self._decode, c))  # type: ignore[misc]
@@ -176,6 +184,12 @@ class KpiSink:
         if not await self._store.write(self._place, reached, values) and await self._store.place() != reached:
             raise Moved
         self._place = reached
+        return True
+
+    async def _look(self) -> bool:
+        """Raises `Moved`."""
+        if await self._store.place() != self._place:
+            raise Moved
         return True
 
     async def _alert(self, board: Board) -> bool:

@@ -158,12 +158,13 @@ class Store:
         return int(await self._script(keys=[OFFSET, CHANGES], args=parts)) >= 0
 
     async def declare(self, kpis: Iterable[Kpi]) -> None:
-        """Replace the declarations by these."""
+        """Replace the declarations by these; the values of those that are gone go too."""
         wanted = {f"kpi:meta:{kpi.name}": orjson.dumps(kpi.about()) for kpi in kpis}
         present = {key.decode() async for key in self._redis.scan_iter("kpi:meta:*")}
         async with self._redis.pipeline(transaction=True) as pipe:
             for key in present - wanted.keys():
-                pipe.delete(key)
+                name = key.removeprefix("kpi:meta:")
+                pipe.delete(key, f"kpi:{name}", f"kpi:{name}:windows")
             for key, text in wanted.items():
                 pipe.set(key, text)
             await pipe.execute()
