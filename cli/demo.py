@@ -50,7 +50,9 @@ def up(
     attached = not detach
     home = start(control.Options(servers=("postgres",), attached=attached), [])
     asyncio.run(create(load_settings(), options()))
-    start(control.Options(attached=attached), [*pipeline(), *world()])
+    # The business application may wait for its rows; shop and devices begin when there is somebody to listen.
+    outside = {spec.name: spec for spec in world()}
+    start(control.Options(attached=attached), [*pipeline(), outside.pop("crm")])
     settings = load_settings()
     connect = Connect(settings.connect.url)
     for path in connector_files(settings.content):
@@ -59,6 +61,8 @@ def up(
             continue
         connect.check(connector)
         say(f"connector {connector.name}: {connect.apply(connector).state.lower()}")
+    start(control.Options(attached=attached), list(outside.values()))
+    settings = load_settings()
     dashboard = settings.endpoints["serve"]
     wait_for_kpi(settings, FIRST_KPI_SECONDS)
     say(NEXT)
