@@ -282,7 +282,10 @@ def declared_lookups(agents: Iterable[Agent]) -> dict[str, Lookup]:
 
 
 def _source_spec(contract: Contract | None) -> TopicSpec:
-    return TopicSpec(config=CHANGE_TOPIC if contract is not None and contract.is_cdc else {})
+    if contract is None or not contract.is_cdc:
+        return TopicSpec()
+    # Kafka refuses records without a key in a compacted topic.
+    return TopicSpec(config=CHANGE_TOPIC if contract.key else {"retention.ms": "-1"})
 
 
 async def _crashed(app: Any) -> None:

@@ -169,15 +169,22 @@ class Oracle:
 
     def produce(self, topic: str, records: list[tuple[int, bytes | None, bytes | None]]) -> None:
         """(partition, key, value) each."""
+        failed: list[str] = []
+
+        def delivered(error: Any, _: Any) -> None:
+            if error is not None:
+                failed.append(error.str())
+
         producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 5, "compression.type": "lz4"})
         for partition, key, value in records:
             while True:
                 try:
-                    producer.produce(topic, value, key, partition)
+                    producer.produce(topic, value, key, partition, on_delivery=delivered)
                     break
                 except BufferError:
                     producer.poll(0.1)
         assert producer.flush(60) == 0
+        assert not failed, failed[0]
 
     def ends(self, topic: str) -> list[int]:
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": uuid.uuid4().hex})
