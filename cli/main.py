@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import config, connect, contract, demo, kpi, run, sql, stack, verify
+from cli import config, connect, contract, demo, kpi, quarantine, run, sql, stack, sync, verify
 from cli.output import say
 from headrace.errors import HeadraceError
 from headrace.logs import configure_logs
@@ -22,6 +22,8 @@ app.add_typer(config.app, name="config")
 app.add_typer(contract.app, name="contract")
 app.add_typer(connect.app, name="connect")
 app.add_typer(kpi.app, name="kpi")
+app.add_typer(quarantine.app, name="quarantine")
+app.add_typer(sync.app, name="sync")
 app.add_typer(demo.app, name="demo")
 app.command("run")(run.run)
 app.command("sql")(sql.sql)
