@@ -36,15 +36,20 @@ OFFSET, CHANGES, ALERTS, ALERTING = "kpi:offset", "kpi:changes", "kpi:alerts", "
 
 # ARGV: expected offset, next offset, topic identity, windows kept, changes kept, then per value: name, field, score of
 # its window ("" for none), revision, JSON. Returns the number of values written, -1 when the offset is another.
+# Revisions are compared as text, because Lua's numbers are doubles.
 _WRITE = """
+local function above(a, b)
+  if #a ~= #b then return #a > #b end
+  return a > b
+end
 local stored = redis.call('HGET', KEYS[1], 'next') or ''
 if stored ~= ARGV[1] then return -1 end
 local written, touched = 0, {}
 for i = 6, #ARGV, 5 do
   local hash, field = 'kpi:' .. ARGV[i], ARGV[i + 1]
   local old = redis.call('HGET', hash, field)
-  local revision = old and tonumber(string.match(old, '^{"revision":(%d+)')) or -1
-  if tonumber(ARGV[i + 3]) > revision then
+  local revision = old and string.match(old, '^{"revision":(%d+)') or ''
+  if above(ARGV[i + 3], revision) then
     redis.call('HSET', hash, field, ARGV[i + 4])
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[5], '*', 'kpi', ARGV[i], 'field', field, 'value', ARGV[i + 4])
     if ARGV[i + 2] ~= '' then

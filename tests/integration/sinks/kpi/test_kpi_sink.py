@@ -46,10 +46,13 @@ async def test_what_is_written_is_read_back_with_its_place(redis):
 
 async def test_a_lower_revision_never_replaces_a_higher_one(redis):
     kept = Store(redis)
-    await kept.write(Place(), Place(1, "id"), [value(0, 2.0, 20)])
-    await kept.write(Place(1, "id"), Place(2, "id"), [value(0, 1.0, 19), value(0, 1.0, 20), value(1, 5.0, 21)])
+    last = 2**62
+    await kept.write(Place(), Place(1, "id"), [value(0, 2.0, last)])
+    await kept.write(Place(1, "id"), Place(2, "id"), [value(0, 1.0, 99), value(0, 1.0, last), value(1, 5.0, last)])
     assert numbers(await kept.values("spend")) == {0: 2.0, 1: 5.0}
     assert await redis.xlen(CHANGES) == 2
+    await kept.write(Place(2, "id"), Place(3, "id"), [value(0, 3.0, last + 1)])
+    assert numbers(await kept.values("spend")) == {0: 3.0, 1: 5.0}
 
 
 async def test_old_windows_are_trimmed(redis, monkeypatch):
