@@ -31,7 +31,10 @@ def start(options: control.Options, processes: list[ProcessSpec]) -> Path:
     home = load_settings().state
     with Show(messages) as show:
         started = control.up(home, options, processes, show.child, show.download)
+    troubled = [f"{row['name']}: {row['reason']}" for row in control.status(home) if row["state"] == "unhealthy"]
     say("everything is up" if started else "already running")
+    for trouble in troubled:
+        say(f"but not well: {trouble}")
     return home
 
 

@@ -39,6 +39,7 @@ from stack.supervisor import die_with_parent, end_leftovers
 
 OURS = ("local stack", "default")
 PROCESS_TRIES = 4
+UP = ("running", "unhealthy")  # it has been well since it started; what it misses now, it says itself
 MINIMUM_FREE = 512 * 2**20
 OnChild = Callable[[Child], None]
 
@@ -187,7 +188,7 @@ class ProcessFailedError(StackError):
 
 def _all_running(home: Path, names: Sequence[str]) -> bool:
     children = read_children(home)
-    return all(name in children and children[name].state == "running" for name in names)
+    return all(name in children and children[name].state in UP for name in names)
 
 
 def _signal(home: Path, number: signal.Signals) -> None:
@@ -225,11 +226,11 @@ def _wait(home: Path, plan: Plan, seconds: float, on_child: OnChild) -> None:
         failed = next((c for c in children.values() if c.state == "failed"), None)
         if failed:
             raise StackError(f"cannot start: {failed.reason}", where=failed.name, hint=f"headrace logs {failed.name}")
-        if all(name in children and children[name].state == "running" for name in names):
+        if all(name in children and children[name].state in UP for name in names):
             return
         if supervisor_pid(home) is None:
             raise StackError("the supervisor has ended", where=str(home), hint="headrace logs supervisor")
-        stuck = next((children[n] for n in names if n in children and children[n].state != "running"), Child(names[0]))
+        stuck = next((children[n] for n in names if n in children and children[n].state not in UP), Child(names[0]))
         if stuck.name not in SERVERS and stuck.restarts >= PROCESS_TRIES:
             raise ProcessFailedError(
                 f"keeps ending: {stuck.reason}", where=stuck.name, hint=f"headrace logs {stuck.name}"

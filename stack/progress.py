@@ -13,8 +13,14 @@ from rich.text import Text
 
 from stack.state import Child
 
-MARKS = {"running": ("✓", "green"), "failed": ("✗", "red"), "restarting": ("!", "yellow"), "stopped": ("·", "dim")}
-TOLD = ("running", "restarting", "failed", "stopped")
+MARKS = {
+    "running": ("✓", "green"),
+    "failed": ("✗", "red"),
+    "restarting": ("!", "yellow"),
+    "unhealthy": ("!", "yellow"),
+    "stopped": ("·", "dim"),
+}
+TOLD = ("running", "unhealthy", "restarting", "failed", "stopped")
 
 
 class Show:

@@ -48,8 +48,8 @@ def kill(home: Path, name: str) -> None:
     """SIGKILL a child and wait until it runs and is well again."""
     before = read_children(home)[name]
     os.kill(before.pid, signal.SIGKILL)
-    until(lambda: read_children(home)[name].restarts == before.restarts + 1)
-    until(lambda: read_children(home)[name].state == "running", 60)
+    until(lambda: read_children(home)[name].restarts == before.restarts + 1, 60)
+    until(lambda: read_children(home)[name].state == "running", 150)
 
 
 @pytest.fixture
