@@ -79,8 +79,8 @@ class Publisher:
             {
                 "kpi": self.name, "window_start": START + timedelta(minutes=minute),
                 "window_end": START + timedelta(minutes=minute + 1), "group": json.dumps({"country": country}),
-                "value": value, "unit": "EUR", "final": False, "revision": time.time_ns() // 1_000_000, "cut": '{"t":{"0":5}}',
-                "source_topic": "t", "updated_at": START,
+                "value": value, "unit": "EUR", "final": False, "revision": time.time_ns() // 1_000_000,
+                "cut": '{"t":{"0":5}}', "source_topic": "t", "updated_at": START,
             }
             for (minute, country), value in values.items()
         ]  # fmt: skip
