@@ -33,6 +33,9 @@ from streams.processor import Retry
 
 TOPIC_POLL_SECONDS = 1.0
 PARTITIONS_CHECK_SECONDS = 60.0
+# A snapshot that says nothing for this long is over; a table from which nothing comes at all is empty.
+QUIET_SECONDS = 10.0
+EMPTY_SECONDS = 120.0
 # From this many keys on, encoding them as a dictionary first is cheaper than looking each up.
 MANY_KEYS = 512
 # Old versions of rows are thrown away when they outnumber the current ones, or pieces are this many.
@@ -55,6 +58,8 @@ class LookupTable:
 
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup
+        self.complete = False
+        """An event was seen that comes only after the last row of the database's first snapshot, or is that row."""
         self._rows: pa.Table | None = None
         self._at: dict[Any, int] = {}
         self._positions: dict[int, envelope.Position] = {}
@@ -71,6 +76,7 @@ class LookupTable:
             raise ContractError(
                 "a lookup reads change events of a database table", where=f"{self.lookup.name}: {self.lookup.topic}"
             )
+        self.complete = self.complete or not pc.all(_amid_snapshot(events)).as_py()
         lsn, order = envelope.positions(events)
         before = self._positions.get(partition, envelope.NOWHERE)
         fresh = envelope.after_position(lsn, order, before)
@@ -137,8 +143,21 @@ class LookupTable:
             self._rows = self._rows.combine_chunks()
 
 
+def _amid_snapshot(events: pa.RecordBatch) -> pa.BooleanArray:
+    source = events.column("source")
+    if source.type.get_field_index("snapshot") < 0:
+        return pa.repeat(False, len(events))
+    marks = pc.fill_null(pc.struct_field(source, "snapshot").cast(pa.string()), "false")
+    return pc.is_in(marks, pa.array(["true", "first", "first_in_data_collection"]))
+
+
 class LookupReader:
-    """Keeps a `LookupTable` current. `run` never returns; `ready` is set once it holds what the topic held at start."""
+    """Keeps a `LookupTable` current. `run` never returns.
+
+    `ready` is set once the table holds what the topic held at the start and no first snapshot is under way: keys that
+    are merely not there yet must not be taken for unknown. It does not wait for ever: not for the end of a snapshot
+    that has gone quiet, nor for the first row of a table that has none.
+    """
 
     def __init__(
         self, lookup: Lookup, kafka: KafkaSettings, schema_of: Callable[[int], dict[str, Any]], retry: Retry
@@ -187,21 +206,29 @@ class LookupReader:
     async def _follow(
         self, consumer: ColumnarConsumer, parts: list[TopicPartition], ends: dict[TopicPartition, int]
     ) -> None:
-        checked = time.monotonic()
+        checked = heard = time.monotonic()
         while True:
             fetched = await consumer.getmany(*parts, timeout_ms=200 if not self.ready.is_set() else 1000)
             for chunks in fetched.values():
                 for chunk in chunks:
+                    heard = time.monotonic()
                     await self._retry(f"{self.flow} {chunk.topic}-{chunk.partition}", partial(self._apply, chunk))
             if not self.ready.is_set():
                 left = sum([max(0, ends[tp] - await consumer.position(tp)) for tp in parts])
-                self._state = f"{left} records of {parts[0].topic} to read"
-                if not left:
+                self._state = self._missing(parts[0].topic, left, time.monotonic() - heard)
+                if not self._state:
                     self.ready.set()
             if time.monotonic() - checked > PARTITIONS_CHECK_SECONDS:
                 checked = time.monotonic()
                 if len(await self._partitions(consumer, parts[0].topic)) != len(parts):
                     raise TerminalError("its topic got more partitions: starting anew", where=self.flow)
+
+    def _missing(self, topic: str, left: int, quiet: float) -> str:
+        if left:
+            return f"{left} records of {topic} to read"
+        if self.table.complete or quiet > EMPTY_SECONDS or (len(self.table) and quiet > QUIET_SECONDS):
+            return ""
+        return f"{topic}: a snapshot is under way" if len(self.table) else f"{topic} is empty: waiting for a first row"
 
     async def _apply(self, chunk: Chunk) -> None:
         decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)

@@ -32,6 +32,7 @@ T = TypeVar("T")
 RETRY_SECONDS = 600.0
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 5.0
+LONGEST_PAUSE_NOT_YET = 0.5
 
 
 class Committed(NamedTuple):
@@ -114,14 +115,15 @@ class Retry:
                     now = time.monotonic()
                     if now - started > self.seconds:
                         raise TerminalError(f"gave up after {now - started:.0f} s: {e}", where=where) from e
-                    if not isinstance(e, NotYet):
+                    quiet = isinstance(e, NotYet)
+                    if not quiet:
                         self.waiting[where] = str(e)
                         if warned == started or now - warned > 30:
                             log.warning("will try again", **e.as_dict() | {"where": where})
                             warned = now
                     # Jitter: workers that lost the same server must not come back in step.
                     await asyncio.sleep(pause * random.uniform(0.5, 1))
-                    pause = min(pause * 2, LONGEST_PAUSE)
+                    pause = min(pause * 2, LONGEST_PAUSE_NOT_YET if quiet else LONGEST_PAUSE)
         finally:
             self.waiting.pop(where, None)
 

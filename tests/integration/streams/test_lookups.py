@@ -29,7 +29,7 @@ def site(settings: Settings, tmp_path: Path) -> Site:
     site = Site(tmp_path, settings)
     site.write(
         extra=EXTRA.format(topic=devices_of(site)),
-        steps='known("devices", "device_id", "unknown device", patience=8), enrich("devices", "device_id", ["site"]), ',
+        steps='known("devices", "device_id", "unknown device", patience=2), enrich("devices", "device_id", ["site"]), ',
     )
     contracts = tmp_path / "schemas" / "contracts"
     clean = json.loads((contracts / "clean.avsc").read_text())
