@@ -31,6 +31,7 @@ from schemas.kpis import Kpi, load_kpis
 from schemas.names import table_name
 
 VALUES = "kpi.values"
+TABLE = "gold.kpi_values"
 EARLIER = "PARTITION BY p ORDER BY o ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING"
 UNTIL = "PARTITION BY p ORDER BY o ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW"
 
@@ -45,31 +46,34 @@ class Published:
     revision: int
     cut: Cut
     values: dict[Key, float | None]
-    final: set[Key]
 
 
-def read_published(kafka: KafkaReader, schemas: Schemas) -> dict[str, Published]:
-    """All of `kpi.values`, folded by revision."""
+def read_published(kafka: KafkaReader, schemas: Schemas, lake: Lake) -> dict[str, Published]:
+    """All of `kpi.values`, folded by revision; what its retention has removed is in its table."""
     found: dict[str, Published] = {}
     newest: dict[tuple[str, Key], int] = {}
+
+    def fold(row: dict[str, Any]) -> None:
+        kpi = found.setdefault(row["kpi"], Published(-1, {}, {}))
+        if row["revision"] >= kpi.revision:
+            kpi.revision = row["revision"]
+            kpi.cut = {int(p): int(o) for p, o in next(iter(json.loads(row["cut"]).values()), {}).items()}
+        key = (row.get("window_start"), row["group"])
+        if row["revision"] >= newest.get((row["kpi"], key), -1):
+            newest[row["kpi"], key] = row["revision"]
+            kpi.values[key] = row.get("value")
+
+    table = lake.table(TABLE)
+    if table is not None and table.columns:
+        for row in lake.rows(f"SELECT * FROM {lake.scan(table)}"):
+            fold(row)
     for partition in range(kafka.topics().get(VALUES, 0)):
         low, high = kafka.bounds(VALUES, partition)
         for record in kafka.read(VALUES, partition, low, high):
             if record.value is None:
                 continue
             value, schema = schemas.decode(record.value)
-            row = from_avro(value, schema)
-            kpi = found.setdefault(row["kpi"], Published(-1, {}, {}, set()))
-            cut = json.loads(row["cut"])
-            if row["revision"] >= kpi.revision:
-                kpi.revision = row["revision"]
-                kpi.cut = {int(p): int(o) for p, o in next(iter(cut.values()), {}).items()}
-            key = (row.get("window_start"), row["group"])
-            if row["revision"] >= newest.get((row["kpi"], key), -1):
-                newest[row["kpi"], key] = row["revision"]
-                kpi.values[key] = row.get("value")
-                if row.get("final"):
-                    kpi.final.add(key)
+            fold(from_avro(value, schema))
     return found
 
 
@@ -84,7 +88,7 @@ def check_kpis(
 ) -> list[Check]:
     """One check per declared KPI whose source exists."""
     topics = kafka.topics()
-    published = read_published(kafka, schemas)
+    published = read_published(kafka, schemas, lake)
     checks = []
     for kpi in load_kpis(settings.content).values():
         if kpi.source not in topics:

@@ -323,7 +323,7 @@ def test_late_rows_are_left_out_by_the_watermark_of_rows_before_them(world: Worl
 
 @pytest.mark.parametrize(("value", "offences"), [(42.5, 0), (42.51, 1), (None, 1)], ids=["right", "wrong", "withdrawn"])
 def test_a_wrong_kpi_is_found(world: World, tmp_path: Path, value: float | None, offences: int) -> None:
-    published = Published(3, {0: 9}, {(None, '{"country":"FR"}'): value, (None, '{"country":"IT"}'): 0.0}, set())
+    published = Published(3, {0: 9}, {(None, '{"country":"FR"}'): value, (None, '{"country":"IT"}'): 0.0})
     check = Check("kpi spend", "")
     kafka, kpi = KafkaReader(world.settings.kafka), KPI.model_copy(update={"source": world.topic})
     lake = world.lake(tmp_path)
