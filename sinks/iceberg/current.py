@@ -161,8 +161,8 @@ class CurrentTable(KeyedTable):
         return fresh
 
     def _changes(self, part: Slice, keep: Mask) -> Iterator[Changes | None]:
-        """The kept changes; before them None when they follow a truncate."""
-        if not keep.any():
+        """The kept changes (maybe none: then only the columns count); before them None when they follow a truncate."""
+        if not envelope.is_envelope(part.batch.schema):
             return
         op = envelope.operations(part.batch)
         truncates = np.flatnonzero(_mask(pc.equal(op, "t")) & keep)

@@ -22,7 +22,7 @@ from schemas.contracts import Contract
 from sinks.iceberg import progress
 from sinks.iceberg.catalog import create_table, find_table
 from sinks.iceberg.commit import Change, TableCommitter, trouble
-from sinks.iceberg.compact import EXPIRE_EVERY, expire
+from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
 from sinks.iceberg.evolve import Evolution, Refused, evolved, merge
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.shape import arrow_schema, fit_rows
@@ -83,7 +83,8 @@ class OwnedTable(ABC):
         self._identity = ""
         self._begin: dict[int, int] = {}
         self._compact_every = compact_every
-        self._commits = 0
+        # The first commit of a process compacts: how long the table has not been is not known.
+        self._uncompacted = compact_every - 1
         self._sweeper = Sweeper()
 
     @property
@@ -168,7 +169,7 @@ class OwnedTable(ABC):
                 prepared.change = self._plan(prepared, base, evolution, table)
         self._committer.commit(prepared.change)
         self._applied(prepared)
-        self._commits += 1
+        self._uncompacted += 1
 
     def care(self) -> None:
         """After a commit: compact, expire snapshots and remove unreferenced files, each when it is due.
@@ -177,9 +178,10 @@ class OwnedTable(ABC):
         """
         if self._committer is None:
             return
-        if self._commits % self._compact_every == 0:
+        if self._uncompacted >= self._compact_every:
             self._compact(self._committer)
-        if self._commits % EXPIRE_EVERY == 0:
+            self._uncompacted = 0
+        if len(self._committer.table.metadata.snapshots) >= KEEP_SNAPSHOTS + EXPIRE_EVERY:
             expire(self._committer)
         with trouble(self.name):
             self._sweeper.sweep(self._committer.table)

@@ -108,7 +108,10 @@ def rows_of(table: OwnedTable | Table, *columns: str) -> list[tuple[Any, ...]]:
     found = table.table if isinstance(table, OwnedTable) else table
     if found is None:
         return []
-    rows = found.catalog.load_table(found.name()).scan().to_arrow().select(list(columns)).to_pylist()
+    current = found.catalog.load_table(found.name())
+    if not set(columns) <= set(current.schema().column_names):
+        return []
+    rows = current.scan().to_arrow().select(list(columns)).to_pylist()
     return sorted((tuple(row.values()) for row in rows), key=repr)
 
 
