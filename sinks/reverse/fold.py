@@ -15,9 +15,6 @@ import orjson
 
 from sinks.reverse.declaration import EVENT_COLUMNS, Sync
 
-UNKNOWN = "?"
-"""Fingerprint of a row that the target may or may not have been told about."""
-
 Key = tuple[Any, ...]
 Values = dict[str, Any]
 
@@ -57,7 +54,7 @@ class Refusal:
 
 @dataclass
 class Row:
-    """State of one key. `sent` is the fingerprint of what the target has: None for no such row, or `UNKNOWN`."""
+    """State of one key. `sent` is the fingerprint of what the target has, None when it has no such row."""
 
     key: Key
     parts: list[Values | None]
@@ -120,14 +117,11 @@ class Table:
         touched = set()
         for event in events:
             identity = key_text(event.key)
-            row = self.rows.get(identity)
-            if row is None:
-                row = self.rows[identity] = Row(event.key, [None] * len(self.sync.sources))
+            row = self.rows.get(identity) or Row(event.key, [None] * len(self.sync.sources))
             if self._fold(row, event):
                 row.at, row.timestamp = event.at, event.timestamp
+                self.rows[identity] = row
                 touched.add(identity)
-            elif row.is_empty:
-                del self.rows[identity]
         return touched
 
     @staticmethod
@@ -169,11 +163,12 @@ class Table:
             return None
         wanted = self.wanted(row)
         if wanted is None and (self.sync.mode != "mirror" or row.sent is None):
+            row.refused = None  # what was refused is not wanted any more
             return None
         op: Literal["upsert", "delete"] = "delete" if wanted is None else "upsert"
         now = None if wanted is None else fingerprint(wanted)
         if wanted is not None and now == row.sent:
-            row.refused = None  # what was refused is not wanted any more
+            row.refused = None
             return None
         if row.refused is not None and (row.refused.op, row.refused.fingerprint) == (op, now):
             return None
@@ -184,12 +179,17 @@ class Table:
 
     def done(self, change: Change) -> None:
         """The target has the change."""
-        row = self.rows[change.order]
+        row = self._row(change)
         row.sent, row.refused = change.fingerprint, None
 
     def refuse(self, change: Change, refusal: Refusal) -> None:
         """The target will not have it; it is left alone until the row is another, or somebody asks for it."""
-        self.rows[change.order].refused = refusal
+        self._row(change).refused = refusal
+
+    def _row(self, change: Change) -> Row:
+        """The change's row; made where a plan outlived what its row was made of."""
+        key = tuple(change.key[name] for name in self.sync.key)
+        return self.rows.setdefault(change.order, Row(key, [None] * len(self.sync.sources)))
 
     def drop_empty(self, identity: str) -> bool:
         """Forget a row that nobody has any more; true when it was one."""

@@ -1,10 +1,10 @@
 """One sync at work: read, fold, tell the target what is due, remember.
 
-Numbered order of a round: 1 fold what was read, 2 write down what is about to be sent and how far was read (`planned`),
-3 send, 4 write the rows as the target has them together with the offsets. A process that dies between 2 and 4 leaves a
-target that may have any of the planned changes: the next one first folds at least as far without sending, and then
-tells the target these rows again, whatever it thought the target had. So no row goes back to what it was before, and
-what has not changed since comes under the idempotency key that it had.
+Numbered order of a round: 1 fold what was read, 2 write down the changes that are about to be sent (`planned`), 3 send
+them, 4 write the rows as the target has them, and when all are settled the offsets. A process that dies between 2 and 4
+leaves a target that may have any of the planned changes, or get them yet, when it was not dead but asleep. So the next
+one first sends just these again, under the same idempotency keys, which settles them for good; then it folds at least
+as far as they went before it sends anything new. No row goes back to what it was, whoever wakes up.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from headrace.metrics import LAST_RECORD, ROWS_OUT, ROWS_QUARANTINED
 from schemas.registry import Registry
 from sinks.reverse.declaration import Sync
 from sinks.reverse.deliver import Delivery
-from sinks.reverse.fold import UNKNOWN, Change, Refusal, Row, Table, change_id, event_change
+from sinks.reverse.fold import Change, Refusal, Table, change_id, event_change
 from sinks.reverse.intake import Intake
 from sinks.reverse.pace import TokenBucket
 from sinks.reverse.quarantine import RefusalLog
@@ -33,7 +33,6 @@ from sinks.reverse.state import (
     PLANNED,
     REFUSED,
     ROW,
-    Partition,
     Planned,
     Settled,
     State,
@@ -89,10 +88,10 @@ class Runner:
         """Until it is to stop. Raises `FencedError` when another process has the sync, other `HeadraceError`s as its
         servers, its topics or its declaration give reason to."""
         try:
-            goal, version = await self._restore()
+            planned = await self._restore()
             with suppress(UnavailableError):  # sending waits for it
                 await self._target.open()
-            await self._work(goal, version)
+            await self._work(planned)
         finally:
             for closing in (self._intake, self._target, self._quarantine, self._log):
                 with suppress(TimeoutError):
@@ -100,8 +99,8 @@ class Runner:
 
     # Where the last process left off.
 
-    async def _restore(self) -> tuple[dict[Partition, int], int]:
-        """Bring state and sources to where they were; how far to fold before anything is sent, under which version."""
+    async def _restore(self) -> Planned:
+        """Bring state and sources to where they were. What is to be sent again, and how far to fold before more is."""
         cluster, topics = await self._intake.identities()
         state = await self._log.open()
         settled = self._settled = state.settled or Settled()
@@ -115,22 +114,15 @@ class Runner:
             settled.marks = {}
             self._table.forget()
         self._restore_refusals(state)
-        goal, version = await self._restore_plan(state, again)
         settled.declaration, settled.key = self.sync.fingerprint, list(self.sync.key)
         settled.cluster, settled.topics = cluster, topics
         await self._intake.start(settled.marks)
-        return goal, version
-
-    async def _restore_plan(self, state: State, again: bool) -> tuple[dict[Partition, int], int]:
-        planned, settled = state.planned, self._settled
-        ends = await self._intake.ends() if again else {}
-        if planned is None or planned.version <= settled.version:
-            return ends, 0
+        planned = state.planned or Planned({}, 0, [])
+        goal = await self._intake.ends() if again else planned.offsets
+        if planned.version <= settled.version:
+            return Planned(goal if again else {}, settled.version, [])
         settled.version = planned.version
-        for identity, key in planned.keys.items():
-            row = self._table.rows.setdefault(identity, Row(tuple(key), [None] * len(self.sync.sources)))
-            row.sent = UNKNOWN
-        return (planned.offsets, planned.version) if planned.declaration == self.sync.fingerprint else (ends, 0)
+        return Planned(goal, planned.version, planned.changes)
 
     def _restore_refusals(self, state: State) -> None:
         self._refused = state.refused
@@ -150,14 +142,16 @@ class Runner:
 
     # At work.
 
-    async def _work(self, goal: dict[Partition, int], version: int) -> None:
+    async def _work(self, planned: Planned) -> None:
         self._note(None)
         await self._report_refusals()
-        while not await self._intake.is_past(goal):
+        if not await self._send(planned):
+            return
+        while not await self._intake.is_past(planned.offsets):
             if await self._sleep(0):
                 return
             self._fold(await self._intake.fetch())
-        if not await self._settle(set(self._table.rows), version):
+        if not await self._settle(set(self._table.rows)):
             return
         while not await self._sleep(0):
             dirty = await self._take_requests()
@@ -176,40 +170,38 @@ class Runner:
             touched |= self._table.apply(self._intake.read(chunk))
         return touched
 
-    async def _settle(self, dirty: set[str], version: int = 0) -> bool:
+    async def _settle(self, dirty: set[str]) -> bool:
         """Tell the target what is due of these rows; false when the process is to stop before all of it is settled."""
-        version = version or max(self._settled.version + 1, int(time.time() * 1000))
+        version = max(self._settled.version + 1, int(time.time() * 1000))
         changes = [change for identity in sorted(dirty) if (change := self._table.due(identity, version))]
-        unsaved = set(dirty)
+        offsets = {partition: mark.offset for partition, mark in self._intake.marks.items()}
         for start in range(0, len(changes), PIECE):
-            piece = changes[start : start + PIECE]
-            await self._log.write({PLANNED: self._plan(piece, version)})
-            outcomes = await self._delivery.run(piece)
-            for change, outcome in outcomes:
-                if isinstance(outcome, Refused):
-                    self._table.refuse(change, self._refusal(change, outcome))
-                else:
-                    self._table.done(change)
-            told = {change.order for change, _ in outcomes}
-            untold = [change for change in piece if change.order not in told]
-            self._count(outcomes)
-            if untold or start + PIECE < len(changes):
-                await self._save(told, {PLANNED: self._plan(untold, version)})
-                unsaved -= told
-            else:
-                self._settled.version = version
-                await self._save_all(unsaved)
-            await self._report_refusals()
-            if untold:
+            planned = Planned(offsets, version, changes[start : start + PIECE])
+            await self._log.write({PLANNED: planned_to_json(planned)})
+            if not await self._send(planned):
                 return False
-        if not changes and dirty:
-            await self._save_all(dirty)
+        if changes:
+            self._settled.version = version
+        if dirty:
+            await self._save_all(dirty - {change.order for change in changes})
         return True
 
-    def _plan(self, changes: Iterable[Change], version: int) -> dict[str, Any]:
-        offsets = {partition: mark.offset for partition, mark in self._intake.marks.items()}
-        keys = {change.order: self._table.rows[change.order].key for change in changes}
-        return planned_to_json(Planned(offsets, version, self.sync.fingerprint, keys))
+    async def _send(self, planned: Planned) -> bool:
+        """Send what is planned and remember what came of it; false when the process is to stop before."""
+        outcomes = await self._delivery.run(planned.changes)
+        for change, outcome in outcomes:
+            if isinstance(outcome, Refused):
+                self._table.refuse(change, self._refusal(change, outcome))
+            else:
+                self._table.done(change)
+        self._count(outcomes)
+        if outcomes:
+            told = {change.order for change, _ in outcomes}
+            untold = [change for change in planned.changes if change.order not in told]
+            rest = planned_to_json(Planned(planned.offsets, planned.version, untold))
+            await self._save(told, {PLANNED: rest})
+            await self._report_refusals()
+        return len(outcomes) == len(planned.changes)
 
     async def _save(self, identities: Iterable[str], records: dict[str, Any]) -> None:
         for identity in identities:

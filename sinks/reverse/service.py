@@ -133,7 +133,7 @@ class Supervisor:
 
     async def run(self) -> None:
         """Until the process stops."""
-        backoff = Backoff(0.5)
+        backoff = Backoff(0.5, 5.0)
         while not self._lifecycle.stopping.is_set():
             lock = Lock(self.sync.name, self._settings)
             try:

@@ -1,6 +1,6 @@
 """What a sync remembers, in one compacted topic of its own.
 
-    planned   what was about to be sent last: how far the sources were read, under which version, of which keys
+    planned   the changes that were about to be sent last, and how far the sources were read then
     offsets   how far the sources are read and everything of it is settled, the identities these offsets belong to
     row:KEY   what the sources said about a key, and the fingerprint of what the target has
     refused:N an event that the target will not take
@@ -25,7 +25,7 @@ from headrace.errors import FencedError, UnavailableError
 from headrace.kafka.admin import TopicSpec, ensure_topics
 from headrace.kafka.client import confluent_options
 from headrace.kafka.errors import from_client
-from sinks.reverse.fold import Key, Refusal, Row
+from sinks.reverse.fold import Change, Refusal, Row
 from sinks.reverse.sources import Watermark
 
 T = TypeVar("T")
@@ -37,12 +37,12 @@ Partition = tuple[str, int]
 
 @dataclass(frozen=True)
 class Planned:
-    """The target may have been told what was due of these keys at these offsets, under this version."""
+    """Changes that the target may have been told, or may yet be told by a process that was thought dead; the sources
+    were read up to these offsets."""
 
     offsets: dict[Partition, int]
     version: int
-    declaration: str
-    keys: dict[str, Key]
+    changes: list[Change]
 
 
 @dataclass
@@ -85,7 +85,7 @@ class State:
             else:
                 self.refused[number] = (data["order"], Refusal(**data["refusal"]))
         elif key == PLANNED:
-            self.planned = data and Planned(**data | {"offsets": _partitions(data["offsets"], int)})
+            self.planned = data and planned_from_json(data)
         elif key == OFFSETS:
             self.settled = data and Settled(**data | {"marks": _partitions(data["marks"], Watermark.from_json)})
 
@@ -124,6 +124,11 @@ def row_from_json(data: Mapping[str, Any]) -> Row:
 def planned_to_json(planned: Planned) -> dict[str, Any]:
     offsets = {f"{topic}/{partition}": offset for (topic, partition), offset in planned.offsets.items()}
     return asdict(planned) | {"offsets": offsets}
+
+
+def planned_from_json(data: Mapping[str, Any]) -> Planned:
+    changes = [Change(**change) for change in data["changes"]]
+    return Planned(_partitions(data["offsets"], int), data["version"], changes)
 
 
 def settled_to_json(settled: Settled) -> dict[str, Any]:

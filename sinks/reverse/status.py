@@ -15,9 +15,9 @@ from headrace.errors import ConfigError, UnavailableError
 from headrace.kafka import admin
 from headrace.kafka.client import confluent_options
 from sinks.reverse.declaration import Sync
-from sinks.reverse.fold import UNKNOWN, Refusal, Table
+from sinks.reverse.fold import Refusal, Table
 from sinks.reverse.service import request
-from sinks.reverse.state import OFFSETS, PLANNED, State, StateLog, read_state, replay_topic, state_topic
+from sinks.reverse.state import OFFSETS, State, StateLog, read_state, replay_topic, state_topic
 
 TIMEOUT_SECONDS = 30.0
 
@@ -71,7 +71,7 @@ def sync_status(sync: Sync, kafka: KafkaSettings) -> SyncStatus:
         sync.target,
         sync.mode,
         state.settled is not None,
-        rows=sum(row.sent not in (None, UNKNOWN) for row in table.rows.values()),
+        rows=sum(row.sent is not None for row in table.rows.values()),
         due=sum(table.due(identity, 0) is not None for identity in list(table.rows)) if current else 0,
         lag=_lag(sync, kafka, state, known),
         settled_at=_moment(state.settled.version) if state.settled and state.settled.version else None,
@@ -130,7 +130,7 @@ def reset(sync: Sync, settings: Settings) -> None:
     async def forget() -> None:
         log = StateLog(settings.kafka, sync.name)
         await log.open()
-        await log.write({OFFSETS: None, PLANNED: None})
+        await log.write({OFFSETS: None})  # what is planned stays: the target may get it yet
         await log.close()
 
     asyncio.run(forget())

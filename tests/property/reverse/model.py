@@ -62,7 +62,10 @@ class Fuse:
 
 @dataclass
 class World:
-    """Everything that survives a crash. `held` are the keys that the target refuses, `shaky` the calls that fail."""
+    """Everything that survives a crash. `held` are the keys that the target refuses, `shaky` the calls that fail.
+
+    Not all that crash are dead: what such a process was sending arrives after `wake_at` more changes.
+    """
 
     sync: Sync
     logs: dict[Partition, list[Event | None]]
@@ -76,6 +79,8 @@ class World:
     quarantined: list[int] = field(default_factory=list)
     asked: list[str | None] = field(default_factory=list)
     fuse: Fuse = field(default_factory=Fuse)
+    ghosts: list[Change] = field(default_factory=list)
+    wake_at: int = 0
 
     def append(self, source: int, partition: int, key: int, values: dict[str, Any] | None) -> None:
         topic = "ab"[source]
@@ -169,8 +174,13 @@ class FakeTarget:
     async def send(self, changes: Sequence[Change]) -> list[Outcome]:
         outcomes: list[Outcome] = []
         failed: set[str] = set()
-        for change in changes:
-            self.world.fuse.burn()
+        for index, change in enumerate(changes):
+            self.haunt()
+            try:
+                self.world.fuse.burn()
+            except Crash:
+                self.world.ghosts += changes[index:]
+                raise
             if change.order in failed or self.world.fuse.calls in self.world.shaky:
                 failed.add(change.order)
                 outcomes.append(Failed("shaky", counts=self.world.fuse.calls % 2 == 0))
@@ -178,6 +188,13 @@ class FakeTarget:
             outcomes.append(self.take(change))
             self.world.fuse.burn()
         return outcomes
+
+    def haunt(self) -> None:
+        self.world.wake_at -= 1
+        if self.world.wake_at < 0:
+            ghosts, self.world.ghosts = self.world.ghosts, []
+            for ghost in ghosts:
+                self.take(ghost)
 
     def take(self, change: Change) -> Outcome:
         world = self.world

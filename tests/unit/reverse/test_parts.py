@@ -166,17 +166,19 @@ def test_state_survives_its_log() -> None:
     table = Table(sync())
     table.apply([Event(1, (7,), {"spend": 1.0}, "kpi.values-0-9", 123, ranks={"spend": (0, 1)})])
     identity, row = next(iter(table.rows.items()))
-    assert row_from_json(row_to_json(row)) == row
     settled = Settled({("a-b.c", 3): Watermark(9, lanes={"": 4})}, "f", ["id"], "c", {"a": "1"}, 5, 6, 7)
-    planned = Planned({("a", 0): 4}, 8, "f", {identity: (7,)})
+    table.apply([Event(0, (7,), {"name": "A", "email": None, "country": None, "segment": None}, "c-0-1")])
+    change = table.due(identity, 8)
+    assert change is not None
+    planned = Planned({("a", 0): 4}, 8, [change])
+    assert row_from_json(row_to_json(row)) == row
     state = State()
     for key, value in ((ROW + identity, row_to_json(row)), (OFFSETS, settled_to_json(settled))):
         state.take(key, orjson.dumps(value))
     state.take(PLANNED, orjson.dumps(planned_to_json(planned)))
     assert state.rows == {identity: row}
     assert state.settled == settled
-    assert state.planned is not None
-    assert state.planned.offsets == planned.offsets
+    assert state.planned == planned
     state.take(ROW + identity, None)
     assert state.rows == {}
 
