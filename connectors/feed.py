@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import RecordMetadata
 
 from connectors.convert import JsonConverter, record_keys
@@ -18,6 +18,7 @@ from headrace.errors import TransientError, UnavailableError
 from headrace.kafka import ColumnarProducer
 from headrace.kafka.admin import TopicSpec, ensure_topics
 from headrace.kafka.client import producer_options
+from headrace.kafka.errors import from_client
 from schemas.codec.encoder import Encoder
 from schemas.contracts import Contract
 from schemas.names import subject
@@ -100,9 +101,15 @@ class Feed:
     async def send(
         self, topic: str, keys: pa.BinaryArray, values: pa.BinaryArray
     ) -> list[asyncio.Future[RecordMetadata]]:
-        """Send rows, each to the partition of its key; each future is done when the broker has its batch for good."""
+        """Send rows, each to the partition of its key; each future is done when the broker has its batch for good.
+
+        Raises `UnavailableError` when Kafka takes nothing more for now: some of the rows may be sent all the same.
+        """
         producer = await self.start()
-        return await producer.send_by_key(topic, keys, values)
+        try:
+            return await producer.send_by_key(topic, keys, values)
+        except KafkaError as e:
+            raise from_client(e, where=topic) from e
 
     async def close(self) -> None:
         """Send what waits and let go."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -39,6 +40,7 @@ IN_FLIGHT = 10_000
 BATCH = 5_000
 SESSION_SECONDS = 7 * 24 * 3600
 DRAIN_SECONDS = 10.0
+SILENT_SECONDS = 10.0
 
 
 def routes(contracts: ContractSet, configured: Mapping[str, str]) -> dict[str, Contract]:
@@ -93,7 +95,11 @@ class Inbox:
         """From any thread."""
         self._messages.append(message)
         if not self.arrived.is_set():
-            self._loop.call_soon_threadsafe(self.arrived.set)
+            self.wake()
+
+    def wake(self) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self.arrived.set)
 
     def take(self, most: int) -> list[Message]:
         self.arrived.clear()
@@ -117,6 +123,8 @@ class Bridge:
         self._log = get_logger("bridge")
         self.broker_problem: str | None = "not connected yet"
         self.kafka_problem: str | None = None
+        self._acknowledged_at = 0.0
+        self._sleep: Callable[[float], Awaitable[bool]]
         self.failure: HeadraceError | None = None
         self._client = self._make_client(_parse(settings.mqtt.url), client_id)
 
@@ -151,8 +159,8 @@ class Bridge:
         if reason.is_failure:
             self.broker_problem = f"broker refuses: {reason}"
             return
-        self.broker_problem = None
         self._log.info("connected to the MQTT broker", session_present=flags.session_present)
+        self.broker_problem = "not subscribed yet" if self._filters else None
         if self._filters:
             # Retained messages come with a new subscription only, not at each reconnect.
             options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_SEND_IF_NEW_SUB)
@@ -166,7 +174,10 @@ class Bridge:
         refused = [one for one, reason in zip(self._filters, reasons, strict=False) if reason.is_failure]
         if refused:
             self.failure = ConfigError(f"the broker refuses to subscribe {', '.join(refused)}", where="mqtt")
-            self._inbox._loop.call_soon_threadsafe(self._inbox.arrived.set)
+            self._inbox.wake()
+            return
+        self._log.info("subscribed", filters=sorted(self._filters))
+        self.broker_problem = None
 
     def _on_message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
         self._inbox.put(Message(self._session, message.mid, message.qos, message.topic, bytes(message.payload)))
@@ -184,9 +195,10 @@ class Bridge:
     async def run(self, lifecycle: Lifecycle) -> None:
         """Until the process stops. Survives the loss of the MQTT broker, of Kafka and of the registry."""
         lifecycle.checks["mqtt"] = lambda: self.broker_problem
-        lifecycle.checks["kafka"] = lambda: self.kafka_problem
+        lifecycle.checks["kafka"] = self._check_kafka
+        self._sleep = lifecycle.sleep
         for contract in {c.topic: c for c in self._filters.values()}.values():
-            stream = await persist(lambda c=contract: self._feed.stream(c), lifecycle.sleep, self._note)  # type: ignore[misc]
+            stream = await persist(partial(self._feed.stream, contract), lifecycle.sleep, self._note)
             if stream is None:
                 return
             self._translators[contract.topic] = Translator(stream)
@@ -207,6 +219,12 @@ class Bridge:
             stopping.cancel()
             await self._drain()
 
+    def _check_kafka(self) -> str | None:
+        silent = time.monotonic() - self._acknowledged_at
+        if self.kafka_problem is None and self._pending and silent > SILENT_SECONDS:
+            return f"no acknowledgement for {silent:.0f} s"
+        return self.kafka_problem
+
     def _note(self, problem: str | None) -> None:
         if problem and problem != self.kafka_problem:
             self._log.warning("waiting", reason=problem)
@@ -226,7 +244,12 @@ class Bridge:
             records = self._translators[topic].translate(some)
             ROWS_IN.labels(FLOW, topic).inc(len(some))
             BATCH_ROWS.labels(FLOW, topic).observe(len(some))
-            futures = await self._feed.send(topic, records.keys, records.values)
+            send = partial(self._feed.send, topic, records.keys, records.values)
+            futures = await persist(send, self._sleep, self._note)
+            if futures is None:
+                return  # stopping: the broker has no acknowledgement, and sends these again
+            if not self._pending:
+                self._acknowledged_at = time.monotonic()
             task = asyncio.ensure_future(self._settle(topic, some, futures, records.unreadable))
             self._pending.add(task)
             task.add_done_callback(self._settled)
@@ -235,6 +258,7 @@ class Bridge:
         self, topic: str, messages: list[Message], futures: list[asyncio.Future[RecordMetadata]], unreadable: int
     ) -> None:
         await asyncio.gather(*futures)
+        self._acknowledged_at = time.monotonic()
         self._acknowledge(messages)
         ROWS_OUT.labels(FLOW, topic).inc(len(messages) - unreadable)
         LAST_RECORD.labels(FLOW, topic).set(time.time())
