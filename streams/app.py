@@ -36,6 +36,7 @@ from streams.output import Output
 from streams.positions import Positions
 from streams.processor import Processor, Retry, Runner
 from streams.quarantine import TOPIC as QUARANTINE
+from streams.transport import BUFFER_CHUNKS
 
 log = get_logger("worker")
 
@@ -97,8 +98,7 @@ def faust_app(settings: Settings) -> Any:
         web_enabled=False,
         autodiscover=False,
         topic_disable_leader=True,
-        # Counts chunks, not records.
-        stream_buffer_maxsize=4,
+        stream_buffer_maxsize=BUFFER_CHUNKS,
         # The transport waits for chunks in hand itself.
         stream_wait_empty=False,
         stream_recovery_delay=0.0,
@@ -253,6 +253,7 @@ class Worker:
             *(f"{where}: {what}" for where, what in self._retry.waiting.items()),
             *(f"{reader.flow}: {problem}" for reader in self._readers.values() if (problem := reader.problem())),
         ]
+        problems += [runner.halted for runner in self._runners if runner.halted is not None]
         if problem := self._output.problem():
             problems.append(problem)
         return "; ".join(problems) or None

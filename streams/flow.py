@@ -9,7 +9,7 @@ leaves no record out and no record twice in its output.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,7 @@ from streams.output import Output
 from streams.processor import Committed, NotYet, Processor
 from streams.quarantine import TOPIC, quarantine_batch
 from streams.tail import Tail
+from streams.thresholds import Thresholds
 
 REPLAY = "replay"
 # Records of the quarantine that are searched for what a predecessor sent there and had no time to commit.
@@ -100,6 +101,7 @@ class AgentFlow(Processor):
         self._lookups = {lookup.name: services.lookups[lookup.name] for lookup in agent.lookups}
         self._places: dict[int, _Place] = {}
         self._work: _Work | None = None
+        self._thresholds = Thresholds(self.flow, self.source, self._contract)
         _check(agent, self._target, self._memories, services)
 
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
@@ -157,6 +159,10 @@ class AgentFlow(Processor):
             work.batch = run_step(self.agent.steps[work.steps_done], work.batch, work.ctx)
             work.steps_done += 1
         out = check(self._target_rules, self._target, work.batch, work.batch, work.ctx)
+        departed: Counter[str] = Counter()
+        for departure in work.ctx.departures:
+            departed[departure.disposition] += len(departure.rows)
+        self._thresholds.count(len(chunk), departed)
         await self._send(work, out)
         place = self._places[chunk.partition]
         place.lanes, place.position = work.lanes, work.position

@@ -46,6 +46,10 @@ class NotYet(TransientError):
     """Something awaited is not there yet; asked again soon, quietly. Whoever raises it bounds the wait."""
 
 
+class FlowHaltedError(TerminalError):
+    """This flow must not go on, others may: its processor is held until the process is restarted."""
+
+
 class Processor(abc.ABC):
     """Work on the chunks of one source topic, partition by partition, each in offset order.
 
@@ -90,8 +94,8 @@ class Processor(abc.ABC):
     async def process(self, chunk: Chunk) -> None:
         """Do the work of one chunk (never empty) and return when all its effects are acknowledged by the broker.
 
-        After a `TransientError` it is called again with the same chunk object. Any other exception ends the process;
-        the chunk is then read again by whoever takes over.
+        After a `TransientError` it is called again with the same chunk object, after a `FlowHaltedError` never again.
+        Any other exception ends the process; the chunk is then read again by whoever takes over.
         """
 
 
@@ -135,6 +139,8 @@ class Runner:
         self.processor = processor
         self._retry = retry
         self._next: dict[int, int] = {}
+        self.halted: str | None = None
+        """Why the flow is held, for the health page."""
         self._partition = -1
         self._working: asyncio.Future[None] | None = None
 
@@ -154,6 +160,12 @@ class Runner:
                     if delivery.live:
                         raise
                     continue
+                except FlowHaltedError as e:
+                    self.halted = str(e)
+                    log.error("flow halted", **e.as_dict())
+                    # Nobody need wait for this chunk: it stays unacknowledged.
+                    delivery.live = False
+                    await asyncio.Event().wait()
                 except Exception as e:
                     await app.crash(terminal(e, self.processor, delivery.chunk))
                     return

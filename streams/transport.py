@@ -49,7 +49,10 @@ BUSY_FETCH = (20, 1 << 20)
 # Most rows of a chunk, so that none fills the memory or holds up a rebalance.
 CHUNK_ROWS = 65_536
 # Chunks taken from the fetcher at a time.
-POLL_CHUNKS = 16
+POLL_CHUNKS = 4
+# Chunks that wait for an agent. Faust stops fetching for it at four fifths of them; the last fifth takes what was
+# fetched already, or one agent that waits for something would hold up all others.
+BUFFER_CHUNKS = 5 * POLL_CHUNKS
 
 
 class Delivery:
@@ -287,12 +290,22 @@ class Consumer(stock.Consumer):
         yield from (tp for tp in super()._filter_tps_with_pending_acks(topics) if tp.topic not in columnar)
         yield from (tp for tp in list(self._pending) if topics is None or tp in topics or tp.topic in topics)
 
+    def on_buffer_full(self, tp: TP) -> None:
+        # An agent's buffer is for all partitions of its topic, and so is the pause.
+        for other in [other for other in self._get_active_partitions() if other.topic == tp.topic]:
+            super().on_buffer_full(other)
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        for other in [other for other in self._buffered_partitions if other.topic == tp.topic]:
+            super().on_buffer_drop(other)
+
     def _forget(self, partitions: Iterable[TP]) -> None:
         gone = [tp for tp in partitions if tp.topic in self.columnar_topics()]
         for tp in gone:
             for message in self._pending.pop(tp, ()):
                 message.value.live = False
         self._placed.difference_update(gone)
+        self._buffered_partitions.difference_update(gone)
         if self.policy is not None and gone:
             self.policy.forget(gone)
 

@@ -264,3 +264,11 @@ def wait_until_accounted(oracle: Oracle, site: Site, seconds: float = 60) -> Non
             return
         assert time.monotonic() < deadline, f"{left} of {sum(ends)} records are nowhere"
         time.sleep(0.5)
+
+
+def wait_until_ready(worker: Worker, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while '"ready"' not in worker.text():
+        assert worker.process.poll() is None, worker.text()
+        assert time.monotonic() < deadline, worker.text()
+        time.sleep(0.1)

@@ -14,7 +14,15 @@ from headrace.config import Settings
 from headrace.kafka.admin import end_offsets
 from schemas.codec import Encoder
 from schemas.types import avro_schema
-from tests.integration.streams.support import READING, Oracle, Site, framed, readings, wait_until_accounted
+from tests.integration.streams.support import (
+    READING,
+    Oracle,
+    Site,
+    framed,
+    readings,
+    wait_until_accounted,
+    wait_until_ready,
+)
 from tests.unit.streams.support import DEVICE, changes
 
 EXTRA = """
@@ -74,10 +82,7 @@ def test_late_rows_changes_and_unknown_keys(site: Site) -> None:
         return {"id": name, "site": place, "limit": 4.0}
 
     with site.worker() as worker:
-        deadline = time.monotonic() + 60
-        while "ready" not in worker.text():
-            assert time.monotonic() < deadline, worker.text()
-            time.sleep(0.1)
+        wait_until_ready(worker)
         send_readings(3, 0)
         time.sleep(0.5)
         assert end_offsets(site.settings.kafka, [site.output])[site.output, 0] == 0

@@ -12,6 +12,7 @@ import fastavro
 import pytest
 
 from headrace.config import Settings
+from headrace.kafka.admin import TopicSpec, ensure_topics
 from tests.integration.streams.support import (
     PARTITIONS,
     READING,
@@ -21,6 +22,7 @@ from tests.integration.streams.support import (
     framed,
     readings,
     wait_until_accounted,
+    wait_until_ready,
 )
 
 REJECTS_AND_BREAKS = """
@@ -218,4 +220,29 @@ def test_a_new_agent_misses_nothing_of_a_topic_that_is_long_read(site: Site, ora
     assert Counter(row["seq"] for _, _, _, row in oracle.read(second)) == Counter(
         row["seq"] for _, _, _, row in oracle.read(site.output)
     )
+    check_exact(oracle, load)
+
+
+def test_an_agent_that_waits_holds_up_no_other(site: Site, oracle: Oracle) -> None:
+    site.write()
+    stuck = Site(site.folder, site.settings)
+    agents, contracts = site.folder / "streams" / "agents", site.folder / "schemas" / "contracts"
+    names = {site.output: stuck.output, site.source: stuck.source, site.agent: stuck.agent}
+    for path, target in ((agents / "clean.py", "stuck.py"), (contracts / "clean.avsc", "stuck.avsc")):
+        text = path.read_text().replace('"Clean"', '"Stuck"')
+        for old, new in names.items():
+            text = text.replace(old, new)
+        (path.parent / target).write_text(text)
+    waits = "from streams.processor import NotYet\ndef waits(batch, ctx):\n    raise NotYet('the moon')\n"
+    (agents / "stuck.py").write_text(waits + (agents / "stuck.py").read_text().replace("steps=(", "steps=(waits, "))
+    ensure_topics(site.settings.kafka, {stuck.source: TopicSpec(PARTITIONS)})
+    load = Load(site, oracle)
+    with site.worker() as worker:
+        wait_until_ready(worker)
+        # Small batches, each a chunk or nearly: more than the waiting agent's buffer takes.
+        for part in range(60):
+            oracle.produce(stuck.source, [(part % PARTITIONS, None, b"junk")] * 3)
+            load.send(50, first=part)
+        wait_until_accounted(oracle, site)
+        assert sum(oracle.ends(stuck.output)) == 0
     check_exact(oracle, load)

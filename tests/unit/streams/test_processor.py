@@ -13,7 +13,7 @@ from headrace.errors import TerminalError, UnavailableError
 from headrace.kafka.columns import Chunk
 from streams.app import credentials
 from streams.positions import Positions, read_notes
-from streams.processor import Committed, Processor, Retry, Runner, terminal
+from streams.processor import Committed, FlowHaltedError, Processor, Retry, Runner, terminal
 from streams.transport import Delivery, records
 from tests.unit.streams.support import make_chunk
 
@@ -204,3 +204,19 @@ def test_security_reaches_faust() -> None:
         "p",
     )
     assert found.ssl_context is not None
+
+
+async def test_a_halted_flow_holds_its_chunk_and_nobody_else() -> None:
+    class Halting(Recorder):
+        async def process(self, chunk: Chunk) -> None:
+            raise FlowHaltedError("too much is bad", where="agent:p")
+
+    runner = Runner(Halting(), Retry())
+    await runner.assigned(2, None)
+    delivery = Delivery(make_chunk([b"x"]), True)
+    stream = Stream(delivery)
+    working = asyncio.ensure_future(run(runner, stream))
+    await asyncio.sleep(0.01)
+    assert not working.done()
+    assert (stream.acked, delivery.live, runner.halted) == ([], False, "agent:p: too much is bad")
+    working.cancel()
