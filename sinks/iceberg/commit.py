@@ -64,7 +64,7 @@ class Change:
 
     `expected` are property values that must still hold (None: absent), `head` the snapshot that positions refer to
     (for tables with an index: nobody else may have committed). `removed` are paths of data and delete files to drop.
-    `schema` is the table's schema after `columns` are merged in: the files carry its field ids.
+    `forgotten` are properties to unset. `schema` is the table's after `columns` are merged in: the files carry its ids.
     """
 
     expected: Mapping[str, str | None]
@@ -72,6 +72,7 @@ class Change:
     data_files: Sequence[DataFile] = ()
     delete_files: Sequence[DataFile] = ()
     removed: frozenset[str] = frozenset()
+    forgotten: frozenset[str] = frozenset()
     operation: Operation = Operation.APPEND
     head: tuple[int | None] | None = None
     columns: pa.Schema | None = None
@@ -133,7 +134,10 @@ class TableCommitter:
             if staged.table_metadata.schema() != change.schema:
                 raise ValidationException("the schema was changed by another writer")
         _Delta(staged, change).commit()
-        staged.set_properties(dict(change.properties))
+        if change.properties:
+            staged.set_properties(dict(change.properties))
+        if change.forgotten:
+            staged.remove_properties(*change.forgotten)
         self.table = staged.commit_transaction()
 
 

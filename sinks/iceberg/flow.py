@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from aiokafka.errors import KafkaError
 
 from headrace import metrics
-from headrace.errors import TransientError, UnavailableError
+from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
@@ -119,10 +119,16 @@ class TopicFlow:
         self.trouble: str | None = None
 
     async def open(self, source: Source) -> None:
-        """Open the tables and start. Raises as `OwnedTable.open`."""
+        """Open the tables and start. Raises as `OwnedTable.open`, after all have been tried: each records its gaps."""
         loop = asyncio.get_running_loop()
+        errors = []
         for flow in self.tables:
-            flow.next = await loop.run_in_executor(self._workers.writer, flow.table.open, source)
+            try:
+                flow.next = await loop.run_in_executor(self._workers.writer, flow.table.open, source)
+            except HeadraceError as e:
+                errors.append(e)
+        if errors:
+            raise errors[0]
         self.identity = source.identity
         self._start_at(source.begin)
         self._tasks = [asyncio.create_task(self._guard(self._decode()))]

@@ -186,8 +186,8 @@ class KeyedTable(OwnedTable):
                 {},
                 [written.file for written in files],
                 deletes,
-                obsolete,
-                Operation.REPLACE,
+                removed=obsolete,
+                operation=Operation.REPLACE,
                 head=(table.metadata.current_snapshot_id,),
             )
         )

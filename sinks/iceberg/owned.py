@@ -29,6 +29,9 @@ from sinks.iceberg.shape import arrow_schema, fit_rows
 from sinks.iceberg.slices import Reject, Slice
 from sinks.iceberg.sweep import Sweeper
 
+ADOPT = "headrace table adopt"
+ACCEPT_GAP = "headrace table accept-gap"
+
 log = get_logger("iceberg")
 
 
@@ -104,8 +107,8 @@ class OwnedTable(ABC):
     def open(self, source: Source) -> dict[int, int]:
         """Load the table and return where each partition of the topic is to be read from.
 
-        Raises `IdentityError` when the stored offsets are of another cluster or topic, `OffsetGapError` when records
-        after a stored offset are gone (the gap is recorded in the table), `UnavailableError`.
+        Raises `IdentityError` when the stored offsets are of another cluster or topic or beyond the log's end,
+        `OffsetGapError` when records after one are gone (the gap is recorded in the table), `UnavailableError`.
         """
         found = find_table(self._catalog, self.name)
         self._committer = TableCommitter(found) if found is not None else None
@@ -116,16 +119,22 @@ class OwnedTable(ABC):
             raise IdentityError(
                 f"offsets belong to {known}, the topic is {source.identity} now",
                 where=f"{self.name} from {self.topic}",
-                hint=f"was the topic or the cluster recreated? To start it over: headrace table adopt {self.name}",
+                hint=f"was the topic or the cluster recreated? To start it over: {ADOPT} {self.name}",
             )
         for partition, begin in sorted(source.begin.items()):
-            at, end = stored.get(partition, begin), source.end[partition]
-            if at < begin or at > end:
+            at, where = stored.get(partition, begin), f"{self.name} from {self.topic}-{partition}"
+            if at > source.end[partition]:
+                raise IdentityError(
+                    f"the next offset is {at}, but the log ends at {source.end[partition]}",
+                    where=where,
+                    hint=f"the topic has lost records that the table has. To start it over: {ADOPT} {self.name}",
+                )
+            if at < begin:
                 self._record_gap(partition, at, begin)
                 raise OffsetGapError(
-                    f"records {at}..{begin} are gone, never read" if at < begin else f"the log ends at {end}",
-                    where=f"{self.name} from {self.topic}-{partition}@{at}",
-                    hint=f"to go on without them: headrace table accept-gap {self.name}",
+                    f"records {at}..{begin} are gone, never read",
+                    where=where,
+                    hint=f"to go on without them: {ACCEPT_GAP} {self.name}",
                 )
         if self._committer is not None:
             self._opened(self._committer.table)

@@ -4,7 +4,7 @@ One property per topic and partition (a shared value would let two writers overw
 `headrace.offset.<topic>.<partition>` the next offset to read; `headrace.position.<topic>.<partition>` the highest log
 position of a change topic; `headrace.source.<topic>.<partition>.<lane>` the highest source offset of a derived topic;
 `headrace.identity.<topic>` the cluster and topic id that the offsets belong to; `headrace.gap.<topic>.<partition>` the
-records that were lost before they were read, `headrace.gap-accepted.<topic>.<partition>` those that somebody accepted.
+records that the table never got: `before` it existed, or lost with the decision still `open` or `accepted`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,6 @@ def gap_property(topic: str, partition: int) -> str:
     return f"headrace.gap.{topic}.{partition}"
 
 
-def accepted_gap_property(topic: str, partition: int) -> str:
-    return f"headrace.gap-accepted.{topic}.{partition}"
-
-
 def stored_offsets(properties: Properties, topic: str) -> dict[int, int]:
     """Next offset by partition; a partition that was never committed is absent."""
     prefix = f"headrace.offset.{topic}."
@@ -59,9 +55,25 @@ def source_watermarks(properties: Properties, topic: str, partition: int) -> dic
 
 def progress_properties(properties: Properties, topic: str) -> list[str]:
     """Names of everything remembered about a topic, for a table that starts over with a new one."""
-    kinds = ("offset", "position", "source", "gap", "gap-accepted")
+    kinds = ("offset", "position", "source", "gap")
     return [
         name
         for name in properties
         if name == identity_property(topic) or any(name.startswith(f"headrace.{kind}.{topic}.") for kind in kinds)
     ]
+
+
+def topics(properties: Properties) -> list[str]:
+    """Topics that a table has been fed from."""
+    prefix = identity_property("")
+    return sorted(name[len(prefix) :] for name in properties if name.startswith(prefix))
+
+
+def gaps(properties: Properties, topic: str) -> dict[int, list[str]]:
+    """Recorded gaps by partition, each `<first>-<end>:<state>`, end exclusive."""
+    prefix = f"headrace.gap.{topic}."
+    return {
+        int(name[len(prefix) :]): value.split(",")
+        for name, value in sorted(properties.items())
+        if name.startswith(prefix) and name[len(prefix) :].isdecimal()
+    }

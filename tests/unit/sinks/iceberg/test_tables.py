@@ -369,7 +369,7 @@ def test_lost_records_are_recorded_and_halt(catalog, bronze):
         with pytest.raises(OffsetGapError, match=r"1\.\.7 are gone"):
             table.open(source(begin=7))
     assert table.properties[f"headrace.gap.{TOPIC}.0"] == "1-7:open"
-    with pytest.raises(OffsetGapError, match="the log ends at 0"):
+    with pytest.raises(IdentityError, match="the log ends at 0"):
         table.open(source(end=0))
 
 
