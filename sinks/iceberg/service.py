@@ -85,6 +85,8 @@ class Sink:
         self._halted: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
         self._paused: set[TopicPartition] = set()
+        # How often partitions were assigned.
+        self._assigned = 0
         self._committed: dict[TopicPartition, int] = {}
         self._fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         lifecycle.checks["topics"] = self._problems
@@ -158,6 +160,9 @@ class Sink:
         for topic in gone:
             log.warning("the topic is not the one that was read", topic=topic)
             await self._drop(topic)
+        if gone:
+            # What is still being fetched is of the topic that was, and must not reach the new flow.
+            self._assign()
         fresh = [topic for topic in ids if self._wants(topic, partitions[topic])]
         if not fresh and not gone:
             return
@@ -222,12 +227,14 @@ class Sink:
         for tp, offset in at.items():
             self._consumer.seek(tp, offset)
         self._paused.clear()
+        self._assigned += 1
 
     async def _read(self) -> None:
         while True:
             if not self._consumer.assignment():
                 await asyncio.sleep(0.1)
                 continue
+            assigned = self._assigned
             try:
                 fetched = await self._consumer.getmany(timeout_ms=200)
             except OffsetOutOfRangeError as e:
@@ -248,6 +255,10 @@ class Sink:
                 continue
             # Let the next fetch leave before the chunks of this one are decoded.
             await asyncio.sleep(0)
+            if assigned != self._assigned:
+                # Partitions were put back meanwhile to what the flows had: these records are read once more.
+                self._assign()
+                continue
             for tp, chunks in fetched.items():
                 flow = self._flows.get(tp.topic)
                 if flow is not None:
@@ -269,8 +280,9 @@ class Sink:
         """Pause the topics that hold more than their share of the memory, resume them once it is half free."""
         busy = [flow for flow in self._flows.values() if flow.nbytes]
         share = MAX_BUFFERED_BYTES / max(1, len(busy))
+        assigned = self._consumer.assignment()
         for flow in self._flows.values():
-            mine = {TopicPartition(flow.topic, p) for p in flow.begin}
+            mine = {TopicPartition(flow.topic, p) for p in flow.begin} & assigned
             if flow.nbytes > share and not mine <= self._paused:
                 self._consumer.pause(*mine)
                 self._paused |= mine

@@ -1,0 +1,85 @@
+"""How the sink hands out what its one consumer reads, while topics come and go."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from aiokafka import TopicPartition
+
+from headrace.config import Settings
+from headrace.kafka import Chunk
+from headrace.process import Lifecycle
+from sinks.iceberg.service import Sink
+
+TP = TopicPartition("things", 0)
+
+
+def chunk(start: int, stop: int) -> Chunk:
+    nothing = pa.nulls(stop - start, pa.binary())
+    offsets = np.arange(start, stop)
+    return Chunk("things", 0, nothing, nothing, offsets, offsets, stop)
+
+
+class Flow:
+    topic = "things"
+    nbytes = 0
+
+    def __init__(self) -> None:
+        self.begin = {0: 0}
+        self.fed = {0: 0}
+        self.got: list[int] = []
+        self.full = asyncio.Event()
+
+    def feed(self, chunk: Chunk) -> None:
+        self.got += chunk.offsets.tolist()
+        self.fed[0] = chunk.next_offset
+        if self.fed[0] == 10:
+            self.full.set()
+
+    async def cancel(self) -> None: ...
+
+
+class Consumer:
+    """Has ten records, gives all from its position on; `meanwhile` runs once, right after the first were taken."""
+
+    def __init__(self, meanwhile: Any) -> None:
+        self._meanwhile = meanwhile
+        self._position = 0
+
+    def assign(self, _: Any) -> None: ...
+
+    def assignment(self) -> set[TopicPartition]:
+        return {TP}
+
+    def seek(self, _: TopicPartition, offset: int) -> None:
+        self._position = offset
+
+    async def getmany(self, timeout_ms: int) -> dict[TopicPartition, list[Chunk]]:
+        await asyncio.sleep(0)
+        if self._meanwhile is not None:
+            asyncio.get_running_loop().call_soon(self._meanwhile)
+            self._meanwhile = None
+            self._position = 5
+            return {TP: [chunk(0, 5)]}
+        start, self._position = self._position, 10
+        return {TP: [chunk(start, 10)]} if start < 10 else {}
+
+    async def stop(self) -> None: ...
+
+
+async def test_what_was_fetched_before_an_assignment_is_not_fed_twice(tmp_path: Path) -> None:
+    sink = Sink(Settings(home=tmp_path, content=[]), Lifecycle())
+    await sink._consumer.stop()
+    flow = Flow()
+    sink._flows["things"] = flow  # type: ignore[assignment]
+    sink._consumer = Consumer(sink._assign)  # type: ignore[assignment]
+    reading = asyncio.create_task(sink._read())
+    await asyncio.wait_for(flow.full.wait(), 10)
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    await sink.close()
+    assert flow.got == list(range(10))
