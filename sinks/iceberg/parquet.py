@@ -166,7 +166,7 @@ class FileWriter:
 
 def _write(io: FileIO, path: str, table: pa.Table, **options: Any) -> tuple[pq.FileMetaData, int]:
     output = io.new_output(path)
-    with output.create(overwrite=False) as stream:
+    with output.create(overwrite=True) as stream:
         with pq.ParquetWriter(stream, table.schema, store_schema=False, **options) as writer:
             writer.write_table(table, row_group_size=_ROW_GROUP)
         size = stream.tell()
