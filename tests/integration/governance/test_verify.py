@@ -162,9 +162,10 @@ def encode(registry: str, topic: str, schema: dict[str, Any]) -> Callable[[dict[
 
 
 def produce(settings: Settings, topic: str, values: list[bytes | None], partitions: int = 1) -> None:
+    """The records are old by their timestamps: retention must not take them while the test looks."""
     options = {"bootstrap.servers": settings.kafka.bootstrap_servers}
     admin = AdminClient(options)
-    for future in admin.create_topics([NewTopic(topic, partitions, 1)]).values():
+    for future in admin.create_topics([NewTopic(topic, partitions, 1, config={"retention.ms": "-1"})]).values():
         future.result(30)
     producer = Producer(options)
     for value in values:
@@ -342,8 +343,10 @@ def test_an_agents_output_is_checked_record_by_record(world: World, tmp_path: Pa
     kafka, schemas = KafkaReader(settings.kafka), Schemas(settings.registry.url)
 
     def check(committed: int) -> Check:
-        consumer.commit(offsets=[TopicPartition(world.topic, 0, committed)], asynchronous=False)
+        (done,) = consumer.commit(offsets=[TopicPartition(world.topic, 0, committed)], asynchronous=False) or []
+        assert done.error is None
         held = kafka.committed(group, world.topic, 1)
+        assert held == {0: committed}
         return check_agent(kafka, schemas, Ledger(kafka, schemas), held, "agent:x", world.topic, 1, output)
 
     assert check(2).ok
