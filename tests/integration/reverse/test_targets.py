@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from headrace.config import KafkaSettings, Settings
 from headrace.errors import ConfigError, FencedError, TerminalError
-from headrace.kafka.admin import TopicSpec, end_offsets, ensure_topics
+from headrace.kafka.admin import TopicSpec, ensure_topics
 from sinks.reverse.declaration import Sync
 from sinks.reverse.fold import Change, change_id, fingerprint, key_text
 from sinks.reverse.targets import Done, Failed, Refused, Target, make_target
@@ -97,25 +97,28 @@ class KafkaHarness(Harness):
     def __init__(self, kafka: KafkaSettings) -> None:
         self.topic = f"t{uuid4().hex[:10]}"
         ensure_topics(kafka, {self.topic: TopicSpec(2)})
-        self.sync = Sync.model_validate(BASE | {"name": "s", "type": "kafka", "kafka": {"topic": self.topic}})
+        self.sync = Sync.model_validate(BASE | {"name": self.topic, "type": "kafka", "kafka": {"topic": self.topic}})
         self.settings = Settings(kafka=kafka)
 
     async def rows(self) -> dict[str, Any]:
-        consumer = Consumer({"bootstrap.servers": self.settings.kafka.bootstrap_servers, "group.id": uuid4().hex})
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.settings.kafka.bootstrap_servers,
+                "group.id": uuid4().hex,
+                "enable.partition.eof": True,
+            }
+        )
         rows: dict[str, Any] = {}
-        seen: set[str] = set()
-        for (topic, partition), end in end_offsets(self.settings.kafka, [self.topic]).items():
-            consumer.assign([TopicPartition(topic, partition, 0)])
-            for message in consumer.consume(end, 10) if end else []:
-                name = dict(message.headers())["idempotency-key"].decode()
-                if name in seen:
-                    continue
-                seen.add(name)
+        for partition in (0, 1):
+            consumer.assign([TopicPartition(self.topic, partition, 0)])
+            while (message := consumer.poll(10)) is not None and message.error() is None:
                 key = str(json.loads(message.key())["id"])
+                assert dict(message.headers())["idempotency-key"]
                 if message.value() is None:
                     rows.pop(key, None)
                 else:
                     rows[key] = {k: v for k, v in json.loads(message.value()).items() if k != "id"}
+            assert message is not None
         consumer.close()
         return rows
 
@@ -220,6 +223,19 @@ async def test_sql_fences_who_comes_late_and_survives_a_lost_connection(database
         assert await current.send([change(2, {"name": "x", "email": None}, 9)]) == [Done()]
     await zombie.close()
     await current.close()
+
+
+async def test_kafka_fences_who_comes_late(settings: Settings) -> None:
+    harness = KafkaHarness(settings.kafka)
+    zombie, current = harness.make(), harness.make()
+    row = {"name": "old", "email": None}
+    assert await zombie.send([change(1, row, 1)]) == [Done()]
+    assert await current.send([change(1, row | {"name": "new"}, 2)]) == [Done()]
+    with pytest.raises(FencedError):
+        await zombie.send([change(1, row, 1)])
+    assert await harness.rows() == {"1": row | {"name": "new"}}
+    await current.close()
+    await zombie.close()
 
 
 async def test_sql_says_when_the_declaration_does_not_fit(database: str) -> None:
