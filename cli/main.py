@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from cli import config, connect, contract, demo, kpi, quarantine, run, sql, stack, sync, verify
+from cli import config, connect, contract, demo, kpi, quarantine, run, sql, stack, sync, table, verify
 from cli.output import say
 from headrace.errors import HeadraceError
 from headrace.logs import configure_logs
@@ -24,6 +24,7 @@ app.add_typer(connect.app, name="connect")
 app.add_typer(kpi.app, name="kpi")
 app.add_typer(quarantine.app, name="quarantine")
 app.add_typer(sync.app, name="sync")
+app.add_typer(table.app, name="table")
 app.add_typer(demo.app, name="demo")
 app.command("run")(run.run)
 app.command("sql")(sql.sql)
