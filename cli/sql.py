@@ -9,7 +9,7 @@ import typer
 
 from cli.output import JsonFlag, print_json, print_rows
 from headrace.config import load_settings
-from headrace.lake import query, table_locations
+from headrace.lake import answer, table_locations
 
 
 def sql(
@@ -21,9 +21,8 @@ def sql(
     if not statement:
         rows = [{"table": name} for name in sorted(table_locations(lake))]
     else:
-        cursor = query(lake, sys.stdin.read() if statement == "-" else statement)
-        names = [column[0] for column in cursor.description or []]
-        rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        found = answer(lake, sys.stdin.read() if statement == "-" else statement)
+        rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     if as_json:
         print_json(rows)
     else:

@@ -7,8 +7,11 @@ downloaded when a query runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
+from typing import Any
 from urllib.parse import urlsplit
 
 import duckdb
@@ -122,6 +125,48 @@ def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
     The statement can read tables and nothing else: no files, no network. Raises `TerminalError` for anything that is
     not a SELECT, for unknown tables (with those that exist) and for whatever DuckDB has to say.
     """
+    connection = _prepared(lake, sql)
+    try:
+        return connection.execute(sql)
+    except duckdb.Error as e:
+        connection.close()
+        raise _refused(e) from e
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Names of the columns, and rows of Python values. `truncated`: there are more rows than were asked for."""
+
+    columns: list[str]
+    rows: list[tuple[Any, ...]]
+    truncated: bool = False
+
+
+def answer(lake: LakeSettings, sql: str, *, limit: int | None = None, seconds: float | None = None) -> Answer:
+    """All rows of one SELECT, or the first `limit`. Raises as `query` does, and when it takes more than `seconds`."""
+    connection = _prepared(lake, sql)
+    clock = Timer(seconds, connection.interrupt) if seconds is not None else None
+    try:
+        if clock is not None:
+            clock.start()
+        # DuckDB works on while rows are fetched, and fails there too.
+        cursor = connection.execute(sql)
+        columns = [column[0] for column in cursor.description or []]
+        rows = cursor.fetchall() if limit is None else cursor.fetchmany(limit + 1)
+    except duckdb.InterruptException as e:
+        raise TerminalError(f"took longer than {seconds:g} s", where="query", hint="read less at a time") from e
+    except duckdb.Error as e:
+        raise _refused(e) from e
+    finally:
+        if clock is not None:
+            clock.cancel()
+            clock.join()
+        connection.close()
+    return Answer(columns, rows[:limit], limit is not None and len(rows) > limit)
+
+
+def _prepared(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
+    """A connection that sees what the statement reads, and no more."""
     wanted = tables_of(sql)
     locations = table_locations(lake)
     if missing := {name for name in wanted if name not in locations and not name.startswith("information_schema.")}:
@@ -131,7 +176,11 @@ def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
     try:
         add_views(connection, locations, wanted if wanted else None)
         confine(connection, lake)
-        return connection.execute(sql)
     except duckdb.Error as e:
         connection.close()
-        raise TerminalError(str(e).splitlines()[0], where="query") from e
+        raise _refused(e) from e
+    return connection
+
+
+def _refused(error: duckdb.Error) -> TerminalError:
+    return TerminalError(str(error).splitlines()[0], where="query")

@@ -7,15 +7,17 @@ from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
+from fastapi.encoders import jsonable_encoder
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from headrace.config import Settings
 from headrace.errors import HeadraceError, TransientError
-from headrace.lake import query
+from headrace.lake import answer
 from serving.collect import Collector
 
 MAX_ROWS = 10_000
+QUERY_SECONDS = 30.0
 
 
 class Query(BaseModel):
@@ -63,18 +65,10 @@ def add_api(app: FastAPI, settings: Settings, collector: Collector) -> None:
 
     @router.post("/sql", responses={422: {"description": "not one SELECT, or wrong"}, 503: {"description": "no lake"}})
     async def sql(body: Query) -> dict[str, Any]:
-        """Run one SELECT over the newest snapshots."""
-
-        def work() -> dict[str, Any]:
-            cursor = query(settings.lake, body.sql)
-            try:
-                columns = [column[0] for column in cursor.description or []]
-                rows = cursor.fetchmany(body.limit + 1)
-            finally:
-                cursor.close()
-            return {"columns": columns, "rows": rows[: body.limit], "truncated": len(rows) > body.limit}
-
-        return await asyncio.to_thread(work)
+        """Run one SELECT over the newest snapshots. Bytes are told in hexadecimal."""
+        found = await asyncio.to_thread(answer, settings.lake, body.sql, limit=body.limit, seconds=QUERY_SECONDS)
+        plain: dict[str, Any] = jsonable_encoder(asdict(found), custom_encoder={bytes: bytes.hex})
+        return plain
 
     async def refuse(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HeadraceError)

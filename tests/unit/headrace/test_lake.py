@@ -10,7 +10,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 
 from headrace.config import LakeSettings
 from headrace.errors import ConfigError, TerminalError
-from headrace.lake import query, table_locations, tables_of
+from headrace.lake import Answer, answer, query, table_locations, tables_of
 
 
 @pytest.fixture
@@ -64,3 +64,18 @@ def test_no_catalog_names_the_setting() -> None:
 def test_a_query_reads_tables_and_nothing_else(lake: LakeSettings, sql: str) -> None:
     with pytest.raises(TerminalError, match="Permission"):
         query(lake, sql)
+
+
+def test_an_answer_says_whether_there_is_more(lake: LakeSettings) -> None:
+    assert answer(lake, "SELECT id FROM silver.things ORDER BY id", limit=2) == Answer(["id"], [(1,), (2,)], True)
+    assert answer(lake, "SELECT id FROM silver.things ORDER BY id") == Answer(["id"], [(1,), (2,), (3,)])
+
+
+def test_what_fails_while_rows_are_fetched_says_so_too(lake: LakeSettings) -> None:
+    with pytest.raises(TerminalError, match="query: "):
+        answer(lake, "SELECT CASE WHEN i > 90000 THEN error('late') ELSE i END FROM range(100000) t(i)")
+
+
+def test_a_query_without_end_is_ended(lake: LakeSettings) -> None:
+    with pytest.raises(TerminalError, match=r"longer than 0\.2 s"):
+        answer(lake, "SELECT count(*) FROM range(1000000000000) t(i) WHERE i % 7 = 3", seconds=0.2)
