@@ -192,8 +192,12 @@ class OwnedTable(ABC):
             self._uncompacted = 0
         if len(self._committer.table.metadata.snapshots) >= KEEP_SNAPSHOTS + EXPIRE_EVERY:
             expire(self._committer)
-        with trouble(self.name):
-            self._sweeper.sweep(self._committer.table)
+        try:
+            with trouble(self.name):
+                self._sweeper.sweep(self._committer.table)
+        except TerminalError as e:
+            # Files that stay are no reason to stop landing.
+            log.error("files not removed", **e.as_dict())
 
     @abstractmethod
     def _compact(self, committer: TableCommitter) -> None:

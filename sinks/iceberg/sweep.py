@@ -15,6 +15,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
+from headrace.errors import TerminalError
 from headrace.logs import get_logger
 from sinks.iceberg.commit import name_of
 
@@ -34,7 +35,11 @@ class Orphan:
 
 
 def orphans(table: Table, *, min_age: float = MIN_AGE) -> list[Orphan]:
-    """Unreferenced files of at least this age, by path. Raises what the store and the catalog raise."""
+    """Unreferenced files of at least this age, by path.
+
+    Raises what the store and the catalog raise, and `TerminalError` when none of the listed files is a live one: then
+    the store names its files otherwise than the table does, and everything would look like an orphan.
+    """
     fs, folder = _store(table, table.location())
     now = time.time()
     files = [
@@ -43,6 +48,8 @@ def orphans(table: Table, *, min_age: float = MIN_AGE) -> list[Orphan]:
         if info.type == FileType.File
     ]
     live = _referenced(table.catalog.load_table(table.name()))
+    if files and live.isdisjoint(file.path for file in files):
+        raise TerminalError("none of its files is found under the name it has", where=name_of(table))
     return sorted((f for f in files if f.age >= min_age and f.path not in live), key=lambda f: f.path)
 
 

@@ -397,6 +397,15 @@ def test_the_sweep_removes_orphans_only_and_only_old_ones(tmp_path, bronze):
     assert len(rows_of(bronze, "_offset")) == 30
 
 
+def test_a_store_that_names_files_otherwise_is_not_swept(bronze):
+    land(bronze, slice_of([None]))
+    with (
+        patch("sinks.iceberg.sweep._referenced", lambda _: {"/elsewhere/data/a.parquet"}),
+        pytest.raises(TerminalError, match="under the name"),
+    ):
+        orphans(bronze.table, min_age=0)
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("crash", [False, True])
 def test_any_failing_call_leaves_exactly_one_outcome(tmp_path, after, crash):
