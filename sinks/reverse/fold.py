@@ -140,11 +140,19 @@ class Table:
         row.parts[event.source] = merged
         return merged != part
 
-    def forget(self) -> None:
-        """What the sources said, to be read anew; what the target has stays known."""
+    def forget(self, *, ranked: bool) -> None:
+        """What the sources said, to be read anew; what the target has stays known.
+
+        Values with ranks are forgotten only if `ranked`: read again they change nothing, and a topic of KPIs may have
+        let go of those that stood still for long.
+        """
         for row in self.rows.values():
-            row.parts = [None] * len(self.sync.sources)
-            row.ranks = {}
+            if ranked:
+                row.parts, row.ranks = [None] * len(self.sync.sources), {}
+            else:
+                row.parts = [
+                    part if source.pivot else None for source, part in zip(self.sync.sources, row.parts, strict=True)
+                ]
 
     def wanted(self, row: Row) -> Values | None:
         """The row as the target should have it, None when it should not."""

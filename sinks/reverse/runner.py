@@ -108,11 +108,12 @@ class Runner:
         if settled.key not in ([], list(self.sync.key)):
             state.rows.clear()
             state.planned = None
-        again = settled.declaration != self.sync.fingerprint and self.sync.mode != "events"
+        changed = settled.declaration != self.sync.fingerprint
+        again = self.sync.mode != "events" and (changed or not settled.marks)
         self._table.rows = state.rows
         if again:
             settled.marks = {}
-            self._table.forget()
+            self._table.forget(ranked=changed)
         self._restore_refusals(state)
         settled.declaration, settled.key = self.sync.fingerprint, list(self.sync.key)
         settled.cluster, settled.topics = cluster, topics

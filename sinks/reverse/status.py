@@ -17,7 +17,7 @@ from headrace.kafka.client import confluent_options
 from sinks.reverse.declaration import Sync
 from sinks.reverse.fold import Refusal, Table
 from sinks.reverse.service import request
-from sinks.reverse.state import OFFSETS, State, StateLog, read_state, replay_topic, state_topic
+from sinks.reverse.state import OFFSETS, State, StateLog, read_state, replay_topic, settled_to_json, state_topic
 
 TIMEOUT_SECONDS = 30.0
 
@@ -129,8 +129,10 @@ def reset(sync: Sync, settings: Settings) -> None:
 
     async def forget() -> None:
         log = StateLog(settings.kafka, sync.name)
-        await log.open()
-        await log.write({OFFSETS: None})  # what is planned stays: the target may get it yet
+        settled = (await log.open()).settled
+        if settled is not None:
+            settled.marks, settled.cluster, settled.topics = {}, "", {}
+            await log.write({OFFSETS: settled_to_json(settled)})
         await log.close()
 
     asyncio.run(forget())
