@@ -254,3 +254,5 @@ def test_a_target_needs_its_setting() -> None:
         with pytest.raises(ConfigError) as e:
             make_target(sync, Settings(targets=targets))
         assert e.value.where == "targets.there"
+    http = Sync.model_validate(BASE | {"name": "s", "type": "http", "http": {"path": "/{id}"}})
+    assert make_target(http, Settings(endpoints={"there": "http://x"})) is not None
