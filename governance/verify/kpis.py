@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -24,10 +24,9 @@ from governance.verify.kafka import KafkaReader
 from governance.verify.lake import Lake, Table
 from governance.verify.report import Check
 from governance.verify.values import from_avro
-from headrace.config import Settings
 from headrace.errors import UnavailableError
 from schemas.contracts import ContractSet
-from schemas.kpis import Kpi, load_kpis
+from schemas.kpis import Kpi
 from schemas.names import table_name
 
 VALUES = "kpi.values"
@@ -77,8 +76,13 @@ def read_published(kafka: KafkaReader, schemas: Schemas, lake: Lake) -> dict[str
     return found
 
 
+def flow_of(kpi: Kpi) -> str:
+    """What a KPI's check is called."""
+    return f"kpi {kpi.name}"
+
+
 def check_kpis(
-    settings: Settings,
+    kpis: Iterable[Kpi],
     kafka: KafkaReader,
     schemas: Schemas,
     lake: Lake,
@@ -86,16 +90,23 @@ def check_kpis(
     *,
     patience: float = 60.0,
 ) -> list[Check]:
-    """One check per declared KPI whose source exists."""
+    """One check per KPI whose source exists."""
     topics = kafka.topics()
     published = read_published(kafka, schemas, lake)
     checks = []
-    for kpi in load_kpis(settings.content).values():
+    for kpi in kpis:
         if kpi.source not in topics:
             continue
-        check = Check(f"kpi {kpi.name}", f"values equal a recomputation from {kpi.source}")
+        check = Check(flow_of(kpi), f"values equal a recomputation from {kpi.source}")
         with check.guarded():
-            _check(check, kpi, published.get(kpi.name), kafka, lake, contracts, patience, topics[kpi.source])
+            name = _table_of(kpi, contracts)
+            found = published.get(kpi.name)
+            deadline = time.monotonic() + patience
+            while found is None and _counts(lake, name, kpi) and time.monotonic() < deadline:
+                time.sleep(1.0)
+                lake.refresh()
+                found = read_published(kafka, schemas, lake).get(kpi.name)
+            _check(check, kpi, found, kafka, lake, name, patience, topics[kpi.source])
         checks.append(check)
     return checks
 
@@ -106,21 +117,14 @@ def _check(
     found: Published | None,
     kafka: KafkaReader,
     lake: Lake,
-    contracts: ContractSet,
+    name: str,
     patience: float,
     partitions: int,
 ) -> None:
     if found is None:
-        if any(kafka.bounds(kpi.source, p)[1] for p in range(partitions)):
-            check.offend(kpi.name, f"nothing is published, though {kpi.source} has records")
+        if _counts(lake, name, kpi):
+            check.offend(kpi.name, f"nothing is published, though {name} has rows that count")
         return
-    contract = contracts.by_topic.get(kpi.source)
-    derived = contract is not None and bool(contract.derived_from)
-    name = (
-        contract.storage.table
-        if derived and contract is not None and contract.storage
-        else table_name("bronze", kpi.source)
-    )
     table = _reach(lake, name, kpi.source, found.cut, patience)
     expected = recompute(lake, table, kpi, found.cut)
     check.lag = sum(kafka.bounds(kpi.source, p)[1] - found.cut.get(p, 0) for p in range(partitions))
@@ -133,6 +137,20 @@ def _check(
     for key, value in found.values.items():
         if key not in expected and value not in (None, 0.0):
             check.offend(_name(kpi, key), f"published {value}, recomputed nothing at {found.cut}")
+
+
+def _table_of(kpi: Kpi, contracts: ContractSet) -> str:
+    """The table that holds the records which the KPI counts."""
+    contract = contracts.by_topic.get(kpi.source)
+    if contract is not None and contract.derived_from and contract.storage:
+        return contract.storage.table
+    return table_name("bronze", kpi.source)
+
+
+def _counts(lake: Lake, name: str, kpi: Kpi) -> bool:
+    """Whether the table has rows for the KPI to count: those that its filter leaves out are no reason to publish."""
+    table = lake.table(name)
+    return table is not None and bool(recompute(lake, table, kpi, table.offsets(kpi.source)))
 
 
 def _name(kpi: Kpi, key: Key) -> str:

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import duckdb
+import psycopg
+from confluent_kafka import KafkaException
+
 from headrace.errors import HeadraceError
 
 MAX_OFFENCES = 5
@@ -42,6 +46,9 @@ class Check:
             yield
         except HeadraceError as e:
             self.offend(self.flow, f"could not be checked: {e}")
+        except (duckdb.Error, psycopg.Error, KafkaException) as e:
+            reason = next(iter(str(e).splitlines()), "")
+            self.offend(self.flow, f"could not be checked: {type(e).__name__}: {reason}")
 
     def as_dict(self) -> dict[str, Any]:
         return {"ok": self.ok, **asdict(self)}

@@ -15,14 +15,15 @@ from governance.verify.agents import check_agent
 from governance.verify.avro import Schemas
 from governance.verify.current import check_current
 from governance.verify.kafka import KafkaReader
-from governance.verify.kpis import check_kpis
+from governance.verify.kpis import check_kpis, flow_of
 from governance.verify.lake import Lake, Table
 from governance.verify.landed import check_bronze, check_derived, check_upsert
 from governance.verify.ledger import Ledger
 from governance.verify.report import Check, Report
 from headrace.config import Settings
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, TerminalError
 from schemas.contracts import Contract, ContractSet, load_contracts
+from schemas.kpis import load_kpis
 from schemas.names import table_name
 from streams.app import load_agents
 
@@ -65,8 +66,15 @@ class Verification:
         self.prefixes = captured_prefixes(settings.content)
 
     def run(self, only: Iterable[str] = (), *, kpis: bool = True) -> Report:
-        """`only` keeps the checks whose flow contains one of the given texts."""
+        """`only` keeps the checks whose flow contains one of the given texts.
+
+        Raises `TerminalError` when that leaves nothing: what compared nothing has proved nothing.
+        """
         wanted = tuple(only)
+
+        def is_wanted(*names: str) -> bool:
+            return not wanted or any(text in name for text in wanted for name in names)
+
         self.progress("reading the quarantine")
         # Tables and committed offsets are read before the quarantine: what they have passed is in it by then.
         topics = self.kafka.topics()
@@ -78,7 +86,7 @@ class Verification:
         checks: list[Check] = []
 
         def add(flow: str, what: str, make: Callable[[], Check]) -> None:
-            if wanted and not any(text in flow or text in what for text in wanted):
+            if not is_wanted(flow, what):
                 return
             self.progress(f"{flow}: {what}")
             failed = Check(flow, what)
@@ -103,11 +111,15 @@ class Verification:
                 f"records through {stage}",
                 partial(self._agent, committed[agent.name], stage, agent.source, partitions, agent.output),
             )
-        if kpis and (not wanted or any("kpi" in text for text in wanted)):
+        if kpis and (declared := [kpi for kpi in load_kpis(self.settings.content).values() if is_wanted(flow_of(kpi))]):
             self.progress("recomputing KPIs")
             checks.extend(
-                check_kpis(self.settings, self.kafka, self.schemas, self.lake, self.contracts, patience=self.patience)
+                check_kpis(declared, self.kafka, self.schemas, self.lake, self.contracts, patience=self.patience)
             )
+        if not checks:
+            what = f"no flow is called {' or '.join(wanted)}" if wanted else "there is no flow to verify"
+            folders = ", ".join(map(str, self.settings.content))
+            raise TerminalError(what, where="verify", hint=f"flows are those of contracts and connectors in {folders}")
         return Report(checks)
 
     def _agent(self, committed: dict[int, int], stage: str, source: str, partitions: int, output: str) -> Check:
