@@ -45,7 +45,7 @@ from streams.agent import Agent
 from streams.steps import deduplicate
 {extra}
 agent = Agent(
-    name="{name}", source="{source}", output="{output}", steps=({steps}deduplicate(keys=["device_id"], order="seq"),)
+    name="{name}", source="{source}", output="{output}", steps=({steps})
 )
 """
 
@@ -70,7 +70,8 @@ class Site:
     def agent(self) -> str:
         return f"clean{self.tag}"
 
-    def write(self, *, steps: str = "", extra: str = "") -> None:
+    def write(self, *, steps: str = "", extra: str = "", once: bool = True) -> None:
+        steps += 'deduplicate(keys=["device_id"], order="seq"),' if once else ""
         contracts = self.folder / "schemas" / "contracts"
         agents = self.folder / "streams" / "agents"
         for folder in (contracts, agents):
