@@ -22,6 +22,7 @@ from pyiceberg.transforms import (
     TruncateTransform,
     YearTransform,
 )
+from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
 from headrace.config import LakeSettings
@@ -40,6 +41,13 @@ TABLE_PROPERTIES = {
     "write.delete.isolation-level": "snapshot",
     "write.parquet.compression-codec": "zstd",
 }
+_TIMEOUTS = {
+    "connect_timeout": "5",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "5",
+    "tcp_user_timeout": "15000",
+}
 
 
 def open_catalog(lake: LakeSettings) -> Catalog:
@@ -52,7 +60,7 @@ def open_catalog(lake: LakeSettings) -> Catalog:
     options = {"pool_pre_ping": "true"} if not rest else {}
     chosen = {
         "type": "rest" if rest else "sql",
-        "uri": lake.uri,
+        "uri": lake.uri if rest else with_timeouts(lake.uri),
         "warehouse": lake.warehouse,
         **options,
         **lake.properties,
@@ -63,6 +71,15 @@ def open_catalog(lake: LakeSettings) -> Catalog:
         except (IntegrityError, ProgrammingError):
             # Two processes made the catalog's tables at once; now they are there.
             return load_catalog(lake.catalog, **chosen)
+
+
+def with_timeouts(uri: str) -> str:
+    """A Postgres URI whose connections notice a server that is gone, in seconds and not in hours."""
+    url = make_url(uri)
+    if url.get_backend_name() != "postgresql":
+        return uri
+    said = url.query
+    return url.update_query_dict({k: v for k, v in _TIMEOUTS.items() if k not in said}).render_as_string(False)
 
 
 def find_table(catalog: Catalog, name: str) -> Table | None:

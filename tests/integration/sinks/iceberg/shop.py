@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,57 @@ class Shop:
         async with asyncio.timeout(seconds):
             while not await asyncio.to_thread(self.state_landed):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
+
+
+class Proxy:
+    """Carries one server's connections, or none, or requests without their answers."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.mode = "pass"
+        self.cut = 0
+        self._open: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> Proxy:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self._close()
+
+    def set(self, mode: str) -> None:
+        self.mode = mode
+        if mode == "refuse":
+            self._close()
+
+    def _close(self) -> None:
+        self.cut += len(self._open)
+        for writer in list(self._open):
+            writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.mode == "refuse":
+            writer.close()
+            return
+        back, forth = await asyncio.open_connection("127.0.0.1", self._target)
+        mine = {writer, forth}
+        self._open |= mine
+
+        async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter, *, answers: bool) -> None:
+            with suppress(OSError):
+                while data := await source.read(1 << 16):
+                    if answers and self.mode == "swallow":
+                        self.cut += 1
+                        break
+                    target.write(data)
+                    await target.drain()
+            for each in mine:
+                each.close()
+
+        await asyncio.gather(pump(reader, forth, answers=False), pump(back, writer, answers=True))
+        self._open -= mine
 
 
 def made_settings(settings: Settings, folder: Path, prefix: str, **sink: Any) -> Settings:

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 from headrace.config import Settings
 from headrace.errors import FencedError
 from headrace.lake import query
 from headrace.process import Lifecycle
 from sinks.iceberg.service import run
-from tests.integration.sinks.iceberg.shop import Shop, envelope, opened_shop, running
+from tests.integration.sinks.iceberg.shop import Proxy, Shop, envelope, opened_shop, running
 
 
 async def test_bronze_and_current_state_of_a_change_topic(settings: Settings, tmp_path: Path) -> None:
@@ -80,6 +82,27 @@ async def test_of_two_sinks_one_ends_with_a_reason(settings: Settings, tmp_path:
         for task in sinks:
             task.cancel()
         await asyncio.gather(*sinks, return_exceptions=True)
+
+
+async def test_the_catalog_goes_away_and_comes_back(settings: Settings, tmp_path: Path) -> None:
+    """Connections refused, then commits whose answers are lost: their outcome is found out, nothing is doubled."""
+    async with opened_shop(settings, tmp_path) as shop:
+        uri = make_url(shop.settings.lake.uri)
+        async with Proxy(uri.port or 5432) as proxy:
+            through = uri.set(host="127.0.0.1", port=proxy.port).render_as_string(False)
+            lake = shop.settings.lake.model_copy(update={"uri": through})
+            await shop.send([shop.event("c", n, "first") for n in range(5)])
+            async with running(shop.settings.model_copy(update={"lake": lake})) as lifecycle:
+                await shop.until_landed()
+                for mode in ("refuse", "pass", "swallow", "pass") * 2:
+                    before = proxy.cut
+                    proxy.set(mode)
+                    for i in range(6):
+                        await shop.send([shop.event("u", n, f"{mode}{i}") for n in range(5)])
+                        await asyncio.sleep(0.2)
+                    assert mode == "pass" or proxy.cut > before
+                await shop.until_landed()
+                assert lifecycle.problems() == {}
 
 
 async def test_killed_at_random_moments_it_lands_everything_once(settings: Settings, tmp_path: Path) -> None:
