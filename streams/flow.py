@@ -41,6 +41,9 @@ REPLAY = "replay"
 MOST_DECIDED = 100_000
 
 Ints = npt.NDArray[np.int64]
+Marks = npt.NDArray[Any]
+
+MARK = np.dtype([("offset", np.int64), ("timestamp", np.int64)])
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class _Place:
     """What an agent knows of one source partition."""
 
     done: int
-    decided: Ints
+    decided: Marks
     lanes: dict[str, int]
     position: envelope.Position
     positions: deque[tuple[int, envelope.Position]]
@@ -155,10 +158,13 @@ class AgentFlow(Processor):
         if self._work is None or self._work.chunk is not chunk:
             self._work = await self._begin(chunk)
         work = self._work
-        while work.steps_done < len(self.agent.steps):
+        # An empty batch may lack any column: none of the chunk's records was decoded.
+        while work.steps_done < len(self.agent.steps) and len(work.batch):
             work.batch = run_step(self.agent.steps[work.steps_done], work.batch, work.ctx)
             work.steps_done += 1
-        out = check(self._target_rules, self._target, work.batch, work.batch, work.ctx)
+        out = (
+            check(self._target_rules, self._target, work.batch, work.batch, work.ctx) if len(work.batch) else work.batch
+        )
         departed: Counter[str] = Counter()
         for departure in work.ctx.departures:
             departed[departure.disposition] += len(departure.rows)
@@ -172,7 +178,7 @@ class AgentFlow(Processor):
     async def _begin(self, chunk: Chunk) -> _Work:
         place = self._places[chunk.partition]
         decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
-        fresh = (chunk.offsets > place.done) & ~np.isin(chunk.offsets, place.decided)
+        fresh = (chunk.offsets > place.done) & ~np.isin(marks(chunk.offsets, chunk.timestamps), place.decided)
         rows, batch = decoded.rows, decoded.batch
         at = chunk.offsets[rows]
         keep, lanes, position = fresh[rows], place.lanes, place.position
@@ -248,28 +254,37 @@ class AgentFlow(Processor):
 
     async def _highest(self, tail: Tail, partition: int) -> int:
         async for batch in tail.backwards(self.agent.output, partition):
-            return int(coordinates.sequence(batch).max())
+            if COORDINATE in batch.schema.names and (highest := pc.max(batch.column(COORDINATE)).as_py()) is not None:
+                return int(highest)
         return -1
 
-    async def _decided(self, tail: Tail, partition: int, floor: int) -> Ints:
-        """Offsets above `floor` that a predecessor has sent to the quarantine: what it decided stays."""
+    async def _decided(self, tail: Tail, partition: int, floor: int) -> Marks:
+        """Records above `floor` that a predecessor has sent to the quarantine: what it decided stays."""
         lane = f"{self.flow}|{self.source}|{partition}"
-        found: list[Ints] = []
+        found = [np.empty(0, MARK)]
         read = 0
         async for batch in tail.backwards(TOPIC, partition % self._services.partitions[TOPIC]):
             ours = batch.filter(pc.equal(coordinates.lanes(batch), lane))
             offsets = coordinates.sequence(ours)
-            found.append(offsets[offsets > floor])
+            times = ours.column("kafka_timestamp").cast(pa.int64()).to_numpy(zero_copy_only=False) // 1000
+            found.append(marks(offsets, times)[offsets > floor])
             read += len(batch)
             if len(found[-1]) < len(offsets) or read > MOST_DECIDED:
                 break
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        return np.concatenate(found)
 
     async def _remember(self, tail: Tail, partition: int, step: RememberingStep) -> None:
         step.forget(partition)
         first, end = await tail.bounds(self.agent.output, partition)
         async for batch in tail.batches(self.agent.output, partition, max(first, end - step.horizon), end):
             step.remember(partition, batch)
+
+
+def marks(offsets: Ints, timestamps: Ints) -> Marks:
+    """Records by offset and Kafka's timestamp: a topic that was made anew has the offsets again, at other times."""
+    out = np.empty(len(offsets), MARK)
+    out["offset"], out["timestamp"] = offsets, timestamps
+    return out
 
 
 def check(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ from streams.flow import AgentFlow, Services, key_bytes
 from streams.lookup import LookupTable
 from streams.processor import Committed
 from streams.steps import deduplicate
-from tests.unit.streams.support import changes
+from tests.unit.streams.support import changes, make_chunk
 
 ROOT = Path(__file__).parents[3]
 CONTRACTS = load_contracts([ROOT])
@@ -180,6 +180,7 @@ async def test_what_a_predecessor_sent_is_not_sent_again(world: World, flow: Age
             "source_topic": ["shop.public.orders"] * 4,
             "source_partition": pa.array([1, 1, 1, 0], pa.int32()),
             "source_offset": [90, 103, 102, 102],
+            "kafka_timestamp": pa.array([NOON] * 4, pa.timestamp("us", "UTC")),
         }
     )
     assert await flow.assigned(1, Committed(100, "")) == 100
@@ -187,6 +188,23 @@ async def test_what_a_predecessor_sent_is_not_sent_again(world: World, flow: Age
     await flow.process(world.chunk(changes(events, ORDER, "public.orders")))
     assert [r["source_offset"] for r in world.sent.rows("clean.orders")] == [102, 104]
     assert world.sent.rows("ops.quarantine") == []
+
+
+async def test_what_was_decided_on_a_topic_of_before_says_nothing(world: World, flow: AgentFlow) -> None:
+    """The source and the output were deleted and made anew; the quarantine still knows the old records."""
+    world.logs["ops.quarantine"] = pa.RecordBatch.from_pydict(
+        {
+            "stage": ["agent:orders"],
+            "source_topic": ["shop.public.orders"],
+            "source_partition": pa.array([1], pa.int32()),
+            "source_offset": [101],
+            "kafka_timestamp": pa.array([NOON - timedelta(days=1)], pa.timestamp("us", "UTC")),
+        }
+    )
+    await flow.assigned(1, None)
+    events = [("c", None, order("new", id=i), 10 + i) for i in range(3)]
+    await flow.process(world.chunk(changes(events, ORDER, "public.orders")))
+    assert [r["source_offset"] for r in world.sent.rows("clean.orders")] == [100, 101, 102]
 
 
 async def test_a_source_made_anew_halts(world: World, flow: AgentFlow) -> None:
@@ -209,6 +227,12 @@ async def test_records_of_another_table_and_undecodable_ones(world: World, flow:
         ("tombstone", "dropped", None, False),
     ]
     assert world.sent.rows("clean.orders") == []
+
+
+async def test_a_chunk_of_nothing_but_junk(world: World, flow: AgentFlow) -> None:
+    await flow.assigned(1, None)
+    await flow.process(make_chunk([b"junk", b"", None], topic="shop.public.orders", partition=1))
+    assert [r["rule"] for r in world.sent.rows("ops.quarantine")] == ["not framed", "not framed", "tombstone"]
 
 
 async def test_an_agent_that_cannot_work_says_so(world: World, tmp_path: Path) -> None:
@@ -243,4 +267,7 @@ def test_agents_are_found_by_path_and_errors_name_the_file(tmp_path: Path) -> No
         load_agents([tmp_path])
     (folder / "bad.py").write_text((ROOT / "streams" / "agents" / "orders.py").read_text())
     with pytest.raises(ConfigError, match="a second agent named orders"):
+        load_agents([ROOT, tmp_path])
+    (folder / "bad.py").write_text((folder / "bad.py").read_text().replace('name="orders"', 'name="more"'))
+    with pytest.raises(ConfigError, match=r"a second agent that writes to clean\.orders"):
         load_agents([ROOT, tmp_path])
