@@ -52,12 +52,13 @@ def producer_options(kafka: KafkaSettings) -> dict[str, Any]:
     """`client_options` and what suits a `ColumnarProducer`.
 
     Large batches (aiokafka has one request in flight a broker; client and broker take turns), below the broker's
-    default limit of 1 MiB; idempotent, acknowledged by all replicas, lz4.
+    default limit of 1 MiB; a row above that goes alone, and the broker says whether it takes it: what came from a topic
+    with a higher limit must find its way on, into the quarantine too. Idempotent, acknowledged by all replicas, lz4.
     """
     return {
         **client_options(kafka),
         "max_batch_size": 1_000_000,
-        "max_request_size": 1_048_576,
+        "max_request_size": 16 << 20,
         "enable_idempotence": True,
         "acks": "all",
         "compression_type": "lz4",

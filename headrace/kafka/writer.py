@@ -74,12 +74,13 @@ class Columns:
         self._timestamps = None if timestamps is None else np.ascontiguousarray(timestamps, np.int64)
         self._now = int(time.time() * 1000)
 
-    @property
-    def most_bytes(self) -> int:
-        """The plain records of all rows are not larger than this."""
-        size = self.rows * _RECORD_OVERHEAD + _data_size(self._values)
-        size += 0 if self._keys is None else _data_size(self._keys)
-        return size + (0 if self._wire is None else len(self._wire.data))
+    def most_bytes(self, first: int = 0, rows: int | None = None) -> int:
+        """The plain records of `rows` rows from `first` on, all by default, are not larger than this."""
+        count = self.rows - first if rows is None else rows
+        size = count * _RECORD_OVERHEAD + _data_size(self._values.slice(first, count))
+        size += 0 if self._keys is None else _data_size(self._keys.slice(first, count))
+        wire = self._wire
+        return size + (0 if wire is None else int(wire.offsets[first + count]) - int(wire.offsets[first]))
 
     def write(self, first: int, out: Bytes) -> tuple[int, int, int, int]:
         """Records of rows from `first` on, as many as fit `out` less its slack: see `encode.encode_records`."""
@@ -102,15 +103,16 @@ def encode_batches(
 ) -> Iterator[EncodedBatch]:
     """All rows in order, split so that each batch has at most `max_batch_bytes` before compression.
 
-    For a row that is larger, one batch has up to `max_record_bytes`; above that, `BatchTooLargeError` is raised at that
-    row.
+    A row that is larger, up to `max_record_bytes`, has a batch that is no larger for what else is in it; above that,
+    `BatchTooLargeError` is raised at that row.
     """
-    room = min(max_batch_bytes, columns.most_bytes + layout.HEADER_SIZE)
+    room = min(max_batch_bytes, columns.most_bytes() + layout.HEADER_SIZE)
     first = 0
     while first < columns.rows:
         batch = _encode(columns, first, room, codec, transactional)
         if batch is None:
-            batch = _encode(columns, first, max_record_bytes, codec, transactional)
+            alone = min(max_record_bytes, columns.most_bytes(first, 1) + layout.HEADER_SIZE)
+            batch = _encode(columns, first, alone, codec, transactional)
         if batch is None:
             raise BatchTooLargeError(
                 f"row {first} of {columns.rows} is larger than {max_record_bytes} bytes",
@@ -130,7 +132,7 @@ def encode_one_batch(
     """
     if not columns.rows:
         raise ValueError("no rows to send in one batch")
-    room = min(max_plain_bytes, columns.most_bytes) + layout.HEADER_SIZE
+    room = min(max_plain_bytes, columns.most_bytes()) + layout.HEADER_SIZE
     batch = _encode(columns, 0, room, codec, transactional)
     if batch is None or batch.records < columns.rows or len(batch.payload) > max_bytes:
         raise BatchTooLargeError(

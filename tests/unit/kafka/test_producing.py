@@ -34,6 +34,12 @@ def test_batches_keep_to_their_size_and_a_long_row_goes_beyond_it() -> None:
     assert [len(batch.payload) for batch in batches][1] > 700
 
 
+def test_a_long_row_makes_no_batch_that_is_longer_than_it_must_be() -> None:
+    rows: list[Row] = [(b"k", bytes(size), 1, ()) for size in (400, 200, 90, 90, 90)]
+    batches = list(encode_batches(columns(rows), codec=0, max_batch_bytes=300, max_record_bytes=100_000))
+    assert [batch.records for batch in batches] == [1, 1, 2, 1]
+
+
 def test_compression_that_does_not_help_is_left_out() -> None:
     (batch,) = encode_batches(columns([(None, b"v", 1, ())]), codec=4, max_batch_bytes=1000, max_record_bytes=1000)
     assert batch.attributes == 0
