@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -185,7 +186,8 @@ def recompute(lake: Lake, table: Table, kpi: Kpi, cut: Cut) -> dict[Key, float |
     if not table.columns:
         return {}
     images = _change_images(lake, table, cut) if "op" in table.columns and "source" in table.columns else None
-    sql = f"WITH {images or _event_images(lake, table, cut)}, {_counted(kpi)} {_measured(kpi)}"
+    floating = _is_floating(table.columns["after" if images else kpi.field], kpi.field) if kpi.field else False
+    sql = f"WITH {images or _event_images(lake, table, cut)}, {_counted(kpi)} {_measured(kpi, floating=floating)}"
     out: dict[Key, float | None] = {}
     try:
         rows = lake.rows(sql)
@@ -280,15 +282,28 @@ def _counted(kpi: Kpi) -> str:
     )"""
 
 
-def _measured(kpi: Kpi) -> str:
+def _is_floating(column_type: str, field: str) -> bool:
+    """Whether a column, or the field of a struct column, is a double or a float, by DuckDB's name of the type."""
+    inside = re.search(rf'(?:\(|, )"?{re.escape(field)}"? (\w+)', column_type)
+    return (inside[1] if inside else column_type) in ("DOUBLE", "FLOAT")
+
+
+def _measured(kpi: Kpi, *, floating: bool) -> str:
     dims = "".join(f', "{name}" AS dim_{i}' for i, name in enumerate(kpi.dimensions))
     names = ", ".join(["__starts", *(f'"{name}"' for name in kpi.dimensions)])
     field = f'"{kpi.field}"'
-    exact = f"round({field}::DECIMAL(38, {min(kpi.digits or 0, 18)}), {kpi.digits})" if kpi.retracts else field
+    present = f"FILTER (WHERE {field} IS NOT NULL)" if kpi.field else ""
+    # Doubles are added as integers of the KPI's resolution, as declared; decimals are exact as they are.
+    unit = 10 ** (kpi.digits or 0)
+    total = (
+        f"sum(__sign * CAST(floor({field} * {unit} + 0.5) AS HUGEINT)) / {unit}.0"
+        if floating
+        else f"sum(__sign * {field})"
+    )
     value = {
-        "count": "sum(__sign)",
-        "sum": f"sum(__sign * {exact})",
-        "avg": f"sum(__sign * {exact}) / sum(__sign) FILTER (WHERE {field} IS NOT NULL)",
+        "count": f"sum(__sign) {present}",
+        "sum": total,
+        "avg": f"({total}) / sum(__sign) {present}",
         "min": f"min({field})",
         "max": f"max({field})",
         "distinct": f"count(DISTINCT {field})",

@@ -309,6 +309,18 @@ def test_kpis_are_recomputed_with_retractions_and_without_repeats(world: World, 
     assert found == {(0, '{"country":"FR"}'): 22.5, (4, '{"country":"FR"}'): 20.0, (4, '{"country":"DE"}'): 1.0}
 
 
+def test_counts_leave_nulls_out_and_averages_add_up(world: World, tmp_path: Path) -> None:
+    world.bronze[0]["after"] = {**world.bronze[0]["after"], "country": None}
+    lake = world.lake(tmp_path)
+    bronze = lake.table("bronze.t")
+    assert bronze is not None
+    every = {"filter": "", "dimensions": ()}
+    count = KPI.model_copy(update={**every, "measure": "count", "field": "country"})
+    assert recompute(lake, bronze, count, {0: 9}) == {(None, "{}"): 4}
+    average = KPI.model_copy(update={**every, "measure": "avg", "field": "amount"})
+    assert recompute(lake, bronze, average, {0: 9}) == {(None, "{}"): 43.5 / 5}
+
+
 def test_late_rows_are_left_out_by_the_watermark_of_rows_before_them(world: World, tmp_path: Path) -> None:
     strict = KPI.model_copy(update={"window": 1.0, "event_time": "created_at", "filter": ""})
     for r in world.bronze:
