@@ -38,6 +38,8 @@ class Kpi:
     measure: str
     windowed: bool
     points: tuple[Point, ...]
+    top: int = 10
+    """Groups that a chart shows."""
 
     @property
     def windows(self) -> list[str]:
@@ -112,6 +114,7 @@ async def read_kpis(redis: Redis) -> list[Kpi]:
                 measure=str(meta.get("measure", "")).split()[0] if meta.get("measure") else "",
                 windowed=bool(meta.get("window")),
                 points=tuple(points),
+                top=int(meta.get("top", 10)),
             )
         )
     return found

@@ -17,8 +17,6 @@ from serving.tables import TableState
 PALETTE = ["#0891b2", "#f59e0b", "#8b5cf6", "#10b981", "#ef4444", "#3b82f6", "#ec4899", "#84cc16"]
 INK = "#8791a5"
 GRID = "rgba(135,145,165,.18)"
-MAX_GROUPS = 6
-MAX_BARS = 8
 MAX_WINDOWS = 45
 
 
@@ -73,7 +71,7 @@ def _lines(kpi: Kpi) -> dict[str, Any]:
         if point.window_start in windows:
             values.setdefault(point.label, {})[str(point.window_start)] = point.value
             totals[point.label] = totals.get(point.label, 0.0) + abs(point.value or 0.0)
-    groups = sorted(totals, key=lambda g: (-totals[g], g))[:MAX_GROUPS]
+    groups = sorted(totals, key=lambda g: (-totals[g], g))[: min(kpi.top, len(PALETTE))]
     gap = 0 if kpi.additive else None
     series = [
         {
@@ -98,7 +96,7 @@ def _lines(kpi: Kpi) -> dict[str, Any]:
 
 
 def _bars(kpi: Kpi) -> dict[str, Any]:
-    top = sorted(kpi.points, key=lambda p: (-(p.value or 0.0), p.label))[:MAX_BARS][::-1]
+    top = sorted(kpi.points, key=lambda p: (-(p.value or 0.0), p.label))[: kpi.top][::-1]
     return {
         **_base(False),
         "xAxis": {"type": "value", "minInterval": 1 if kpi.whole else 0, **_axis(True)},
