@@ -31,7 +31,7 @@ from connectors.payloads import Message, Translator
 from headrace.config import Settings
 from headrace.errors import ConfigError, ContractError, HeadraceError
 from headrace.logs import get_logger
-from headrace.metrics import BATCH_ROWS, LAST_RECORD, ROWS_IN, ROWS_OUT, ROWS_QUARANTINED
+from headrace.metrics import BATCH_ROWS, LAST_RECORD, ROWS_DROPPED, ROWS_IN, ROWS_OUT, ROWS_QUARANTINED
 from headrace.process import Lifecycle
 from schemas.contracts import Contract, ContractSet, load_contracts
 
@@ -90,6 +90,9 @@ class Inbox:
         self._messages: deque[Message] = deque()
         self._loop = asyncio.get_running_loop()
         self.arrived = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._messages)
 
     def put(self, message: Message) -> None:
         """From any thread."""
@@ -180,6 +183,10 @@ class Bridge:
         self.broker_problem = None
 
     def _on_message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
+        if message.qos == 0 and len(self._inbox) >= IN_FLIGHT:
+            # The broker waits for acknowledgements of QoS 1 alone: these would fill the memory while Kafka is away.
+            ROWS_DROPPED.labels(FLOW, "", "QoS 0 while the bridge is full").inc()
+            return
         self._inbox.put(Message(self._session, message.mid, message.qos, message.topic, bytes(message.payload)))
 
     # The rest runs in the event loop.
