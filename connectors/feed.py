@@ -51,7 +51,7 @@ class Stream:
 
 def is_fed_from_outside(contract: Contract) -> bool:
     """Whether others than Headrace and Connect may write the contract's topic."""
-    return not (contract.is_cdc or contract.is_builtin or contract.derived_from)
+    return contract.is_source
 
 
 class Feed:

@@ -238,6 +238,16 @@ class _Checker:
         storage = self.contract.storage
         if storage is None:
             return
+        for part in storage.partition:
+            self._partition(part, self.top(part.column))
+        if self.contract.is_source:
+            for at in sorted(self.contract.avro["storage"].keys() & {"table", "mode"}):
+                self.note(
+                    f"storage.{at}",
+                    "means nothing for a source topic, which lands in its bronze table",
+                    "remove it: a derived contract (derived_from) or one of change events (envelope) names a table",
+                )
+            return
         namespace, _, name = storage.table.partition(".")
         mine = NAMESPACES if self.contract.is_builtin else ("silver", "gold")
         if storage.table and (namespace not in mine or not _NAME.fullmatch(name)):
@@ -246,8 +256,6 @@ class _Checker:
             self.note("storage.mode", f"{storage.mode} without a key", "rows are found again by their key")
         if storage.mode == "upsert" and self.contract.is_cdc:
             self.note("storage.mode", "upsert of change events", "write current")
-        for part in storage.partition:
-            self._partition(part, self.top(part.column))
 
     def _partition(self, part: PartitionField, spec: FieldSpec | None) -> None:
         at = "storage.partition"
@@ -264,8 +272,10 @@ class _Checker:
             self.note(at, f"{part.transform} by 0")
         if part.transform == "identity" and (spec.fields or spec.type in ("float", "double", "array", "map")):
             self.note(at, f"partition by {spec.name}, which is {spec.type}")
-        if spec.pii and part.transform != "bucket":
-            self.note(at, f"{spec.name} is personal data", "its values would stand in paths and manifests")
+        if spec.pii:
+            self.note(
+                at, f"{spec.name} is personal data", "what is made of its values would stay in paths and manifests"
+            )
 
     def derived(self) -> None:
         contract = self.contract

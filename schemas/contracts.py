@@ -52,7 +52,10 @@ class PartitionField:
 
 @dataclass(frozen=True)
 class Storage:
-    """The Iceberg table of a topic: `append` events, `upsert` by key, or `current` state of a database table."""
+    """The Iceberg table of a topic: `append` events, `upsert` by key, or `current` state of a database table.
+
+    A source topic's `table` is "": it lands in its bronze table, which `partition` is of.
+    """
 
     table: str
     partition: tuple[PartitionField, ...] = ()
@@ -120,6 +123,11 @@ class Contract:
     def is_cdc(self) -> bool:
         """The contract describes the row; the topic carries change events around it, registered by their writer."""
         return self.envelope is not None
+
+    @property
+    def is_source(self) -> bool:
+        """Its records come from outside and land in bronze; it names no table."""
+        return not (self.derived_from or self.is_cdc or self.is_builtin)
 
     @property
     def is_builtin(self) -> bool:
@@ -210,7 +218,7 @@ class _Reader:
             )
         return out
 
-    def storage(self, raw: Mapping[str, Any], *, cdc: bool) -> Storage | None:
+    def storage(self, raw: Mapping[str, Any], *, cdc: bool, derived: bool) -> Storage | None:
         value = raw.get("storage")
         if value is None:
             return None
@@ -234,7 +242,8 @@ class _Reader:
                 partition.append(PartitionField(match[2], match[1]))  # type: ignore[arg-type]
             else:
                 partition.append(PartitionField(match[5], match[3], int(match[4])))  # type: ignore[arg-type]
-        return Storage(self.text(value, "table", "storage.", required=True), tuple(partition), mode)
+        table = self.text(value, "table", "storage.", required=cdc or derived)
+        return Storage(table, tuple(partition), mode)
 
     def field(self, raw: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> FieldSpec | None:
         prefix = "".join(f"{name}." for name in inside)
@@ -306,7 +315,7 @@ def parse_contract(raw: Any, path: Path, reader: _Reader | None = None) -> tuple
         event_time=reader.text(raw, "event_time") or None,
         freshness=reader.duration(raw, "freshness"),
         retention=reader.duration(raw, "retention"),
-        storage=reader.storage(raw, cdc=envelope is not None),
+        storage=reader.storage(raw, cdc=envelope is not None, derived=bool(raw.get("derived_from"))),
         thresholds=reader.thresholds(raw),
         derived_from=reader.texts(raw, "derived_from"),
         rules=reader.texts(raw, "rules"),

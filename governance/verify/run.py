@@ -140,7 +140,7 @@ class Verification:
     def _cdc(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
         self._bronze(add, topic, partitions, tables)
         contract = self.contracts.by_topic.get(topic)
-        name = contract.storage.table if contract and contract.storage else table_name("silver", topic)
+        name = (contract and contract.storage and contract.storage.table) or table_name("silver", topic)
         prefix = next(p for p in self.prefixes if topic.startswith(f"{p}."))
         url = self.settings.databases.get(prefix)
         schema, source = topic.split(".")[-2:]

@@ -80,11 +80,11 @@ def _landings(topic: str, contract: Contract | None, prefixes: Sequence[str]) ->
     storage = contract.storage if contract else None
     bronze = table_name("bronze", topic)
     if is_change_topic(topic, prefixes) or (contract is not None and contract.is_cdc):
-        current = storage.table if storage else table_name("silver", topic)
+        current = (storage and storage.table) or table_name("silver", topic)
         return Landing(bronze, "bronze", contract), Landing(current, "current", contract, partitioned=True)
     if contract is None:
         return ()
-    if not (contract.derived_from or contract.is_builtin):
+    if contract.is_source:
         return (Landing(bronze, "bronze", contract, partitioned=True),)
     if storage is None:
         return ()

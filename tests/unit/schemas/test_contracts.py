@@ -176,6 +176,10 @@ def add(**attributes):
         (change(storage={"table": "silver.s", "partition": ["day(id)"]}), "storage.partition", "which is long"),
         (change(storage={"table": "silver.s", "partition": ["day(when)"]}), "storage.partition", "no field when"),
         (change(storage={"table": "silver.s", "partition": ["buyer"]}), "storage.partition", "personal data"),
+        (change(storage={"table": "silver.s", "partition": ["bucket(4, buyer)"]}), "storage.partition", "personal"),
+        (change(storage={"partition": ["day(at)"]}), "storage.table", "missing"),
+        (change(storage={"table": "silver.s"}, derived_from=[]), "storage.table", "derived_from"),
+        (change(storage={"mode": "upsert"}, derived_from=[]), "storage.mode", "lands in its bronze table"),
         (change(derived_from=["a", "b"]), "fields.source_topic", "needs source_topic"),
         (change(derived_from=["clean.sales"]), "derived_from", "its own topic"),
         (change(derived_from=["Sale"]), "derived_from", "write clean.sales"),
@@ -214,13 +218,19 @@ def test_each_mistake_is_named_with_its_place(content, edit, at, said):
     assert len({p.at for p in found if p.severity == "error"}) <= 4
 
 
+def test_a_source_says_how_its_bronze_table_is_partitioned(content):
+    folder = content(good() | {"storage": {"partition": ["day(at)"]}, "derived_from": []})
+    assert problems(folder) == []
+    assert load_contracts([folder]).by_name["Sale"].storage.partition == (PartitionField("at", "day"),)
+
+
 def test_all_mistakes_are_reported_at_once(content):
     schema = good() | {"key": ["x"], "freshness": "soon", "event_time": "y"}
     assert {"key", "freshness", "event_time"} <= {p.at for p in problems(content(schema))}
 
 
 def test_contracts_are_checked_against_each_other(content):
-    other = good() | {"name": "Other", "topic": "other", "derived_from": []}
+    other = good() | {"name": "Other", "topic": "other"}
     found = problems(content(good(), other))
     assert [(p.at, Path(p.file).name) for p in found] == [("storage.table", "c1.avsc")]
 

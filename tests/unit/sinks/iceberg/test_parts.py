@@ -48,6 +48,7 @@ def test_which_topics_land_where(tmp_path: Path):
             "derived_from": ["telemetry.readings"],
             "storage": {"table": "silver.readings"},
         },
+        {"name": "Line", "topic": "shop.public.lines", "storage": {"partition": ["day(at)"]}},
         {"name": "Passing", "topic": "passing", "derived_from": ["telemetry.readings"]},
         {"name": "Order", "topic": "shop.public.orders", "storage": {"table": "silver.orders", "mode": "current"}},
     )
