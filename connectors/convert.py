@@ -20,9 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from schemas.avro import NO_DEFAULT, Field, Node, parse
 from schemas.types import LOCAL_MICROS, UTC_MICROS, YEARS_MICROS, arrow_schema, branch_names, meaning, nullable
@@ -116,19 +114,6 @@ class JsonConverter:
                 errors.setdefault(index, RowError(index, e.inside(name).path, e.message))
                 out.append(None)
         return out
-
-
-def record_keys(batch: pa.RecordBatch, key: Sequence[str]) -> pa.BinaryArray:
-    """Kafka keys of rows: the key field as text, several as a JSON array; null where a part is null, or without key."""
-    if not key:
-        return pa.nulls(len(batch), pa.binary())
-    texts = [batch.column(name).cast(pa.string()) for name in key]
-    if len(texts) == 1:
-        return texts[0].cast(pa.binary())
-    rows = zip(*(batch.column(name).to_pylist() for name in key), strict=True)
-    keys = pa.array([orjson.dumps(row, default=str) for row in rows], pa.binary())
-    complete = np.logical_and.reduce([text.is_valid().to_numpy(zero_copy_only=False) for text in texts])
-    return pc.if_else(pa.array(complete), keys, pa.scalar(None, pa.binary()))
 
 
 def _default(field: Field) -> Any:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import RecordMetadata
 
-from connectors.convert import JsonConverter, record_keys
+from connectors.convert import JsonConverter
 from headrace.config import Settings
 from headrace.errors import TransientError, UnavailableError
 from headrace.kafka import ColumnarProducer
@@ -21,6 +21,7 @@ from headrace.kafka.client import producer_options
 from headrace.kafka.errors import from_client
 from schemas.codec.encoder import Encoder
 from schemas.contracts import Contract
+from schemas.keys import record_keys
 from schemas.names import subject
 from schemas.registry import Registry
 from schemas.rules import Rule, compile_rules

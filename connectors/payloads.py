@@ -14,9 +14,9 @@ import fastavro.schema
 import orjson
 import pyarrow as pa
 
-from connectors.convert import record_keys
 from connectors.feed import MAX_RECORD_BYTES, Stream
 from schemas.codec.decoder import Decoder
+from schemas.keys import record_keys
 
 SINGLE_OBJECT = b"\xc3\x01"
 

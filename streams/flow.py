@@ -26,6 +26,7 @@ from headrace.kafka.columns import Chunk
 from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder, Decoded, Encoder, arrow_schema, rule_of
 from schemas.contracts import Contract, ContractSet
+from schemas.keys import record_keys
 from schemas.rules import Rule, compile_rules
 from schemas.shape import conform
 from streams.agent import COORDINATE, Agent, RememberingStep, StepContext, run_step
@@ -244,7 +245,7 @@ class AgentFlow(Processor):
             partition = chunk.partition % self._services.partitions[TOPIC]
             await self._services.output.send(TOPIC, partition, None, self._quarantine.encode(refused))
         if len(out):
-            keys = key_bytes(out, self._target.key)
+            keys = record_keys(out, self._target.key)
             await self._services.output.send(self.agent.output, chunk.partition, keys, self._encoder.encode(out))
         metrics.ROWS_OUT.labels(*flow).inc(len(out))
         for departure in work.ctx.departures:
@@ -311,15 +312,6 @@ def check(
             ctx.depart(index[broken], "quarantined", rule.name, seen, contract.name)
             alive &= ok
     return batch if alive.all() else batch.filter(pa.array(alive))
-
-
-def key_bytes(batch: pa.RecordBatch, key: Sequence[str]) -> pa.BinaryArray | None:
-    """Kafka keys of rows: the key's fields as text, joined by "|"; None without a key."""
-    if not key:
-        return None
-    parts = [batch.column(name).cast(pa.string()) for name in key]
-    text = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*parts, "|")
-    return text.cast(pa.binary())
 
 
 def _target(agent: Agent, contracts: ContractSet) -> Contract:

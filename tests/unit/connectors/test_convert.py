@@ -4,10 +4,9 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from connectors.convert import JsonConverter, RowError, record_keys
+from connectors.convert import JsonConverter, RowError
 
 MICROS = {"type": "long", "logicalType": "timestamp-micros"}
 READING = {
@@ -107,11 +106,3 @@ def test_an_error_inside_names_its_place() -> None:
         ("x.y", "is missing"),
         ("x.z", "is not in the contract"),
     ]
-
-
-def test_keys_are_text_or_json() -> None:
-    batch = pa.record_batch({"a": ["x", None], "n": pa.array([1, 2], pa.int64())})
-    assert record_keys(batch, ["a"]).to_pylist() == [b"x", None]
-    assert record_keys(batch, ["n"]).to_pylist() == [b"1", b"2"]
-    assert record_keys(batch, ["a", "n"]).to_pylist() == [b'["x",1]', None]
-    assert record_keys(batch, []).to_pylist() == [None, None]

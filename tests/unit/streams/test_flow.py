@@ -23,7 +23,7 @@ from schemas.envelope import Position
 from schemas.types import avro_schema
 from streams.agent import Agent
 from streams.app import load_agents
-from streams.flow import AgentFlow, Services, key_bytes
+from streams.flow import AgentFlow, Services
 from streams.lookup import LookupTable
 from streams.processor import Committed
 from streams.steps import deduplicate
@@ -249,13 +249,6 @@ async def test_an_agent_that_cannot_work_says_so(world: World, tmp_path: Path) -
     world.services.partitions["telemetry.readings"] = 8  # type: ignore[index]
     with pytest.raises(ConfigError, match="has 4 partitions"):
         make()
-
-
-def test_keys_are_texts() -> None:
-    batch = pa.RecordBatch.from_pydict({"a": ["x", "y"], "b": [1, 2]})
-    assert key_bytes(batch, ("a",)).to_pylist() == [b"x", b"y"]  # type: ignore[union-attr]
-    assert key_bytes(batch, ("a", "b")).to_pylist() == [b"x|1", b"y|2"]  # type: ignore[union-attr]
-    assert key_bytes(batch, ()) is None
 
 
 def test_agents_are_found_by_path_and_errors_name_the_file(tmp_path: Path) -> None:
