@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from headrace.errors import ContractError
@@ -76,8 +76,12 @@ class Kpi(_Declared):
 
     @field_validator("window", "lateness", mode="before")
     @classmethod
-    def _duration(cls, value: object) -> object:
-        if value is None or value in (0, "0"):
+    def _duration(cls, value: object, info: ValidationInfo) -> object:
+        if value is None:
+            return value
+        if value in (0, "0"):
+            if info.field_name == "window":
+                raise _wrong("window", "must be longer than 0: leave it out for a KPI of all time")
             return value
         try:
             return parse_duration(value)

@@ -43,6 +43,8 @@ def test_the_demo_declares_sound_kpis():
         (GOOD + 'windw = "1m"', "windw", "Extra inputs"),
         (GOOD + 'window = "1m"', "event_time", "a window needs it"),
         (GOOD + 'window = "one minute"\nevent_time = "created_at"', "window", "not a duration"),
+        (GOOD + 'window = "0"\nevent_time = "created_at"', "window", "leave it out"),
+        (GOOD + 'window = 0\nevent_time = "created_at"', "window", "leave it out"),
         (GOOD + 'lateness = "1m"', "lateness", "means nothing"),
         (GOOD + "resolution = 0.3", "resolution", "power of ten"),
         (GOOD.replace("sum", "quantile") + "q = 0.5", "resolution", "buckets"),
