@@ -343,7 +343,7 @@ def _check(agent: Agent, target: Contract, memories: Sequence[RememberingStep], 
         raise ConfigError(
             f"{agent.output} has {have} partitions, {agent.source} has {need}",
             where=where,
-            hint=f"kafka-topics --alter --topic {agent.output} --partitions {need}",
+            hint=f"give {agent.output} {need} partitions, as docs/operations.md shows under Scaling",
         )
 
 

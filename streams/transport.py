@@ -176,8 +176,8 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             raise OffsetGapError(
                 "the log does not hold the next offset to read: retention took it, or the topic was made anew",
                 where=at,
-                hint=f"to go on with what is there, reset this topic's offsets of group {self.app.conf.id} "
-                "(kafka-consumer-groups --reset-offsets)",
+                hint="to go on with what is there, stop the workers and set this topic's offsets of group "
+                f"{self.app.conf.id}, as docs/operations.md shows under Topic halted",
             ) from e
         self._linger(consumer, sum(len(chunk) for chunks in fetched.values() for chunk in chunks))
         columnar = self.consumer.columnar_topics()

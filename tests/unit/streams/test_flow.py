@@ -247,8 +247,9 @@ async def test_an_agent_that_cannot_work_says_so(world: World, tmp_path: Path) -
     with pytest.raises(ConfigError, match="lacks colour"):
         make(steps=(deduplicate(["colour"], "seq"),))
     world.services.partitions["telemetry.readings"] = 8  # type: ignore[index]
-    with pytest.raises(ConfigError, match="has 4 partitions"):
+    with pytest.raises(ConfigError, match="has 4 partitions") as e:
         make()
+    assert e.value.hint == "give clean.readings 8 partitions, as docs/operations.md shows under Scaling"
 
 
 def test_agents_are_found_by_path_and_errors_name_the_file(tmp_path: Path) -> None:
