@@ -45,12 +45,13 @@ AGENTS = Path("streams") / "agents"
 CHANGE_TOPIC = {"cleanup.policy": "compact", "min.compaction.lag.ms": "604800000", "delete.retention.ms": "604800000"}
 LAG_SECONDS = 2.0
 STOP_SECONDS = 15.0
+RESTORE_SECONDS = 600.0
 
 
 def load_agents(folders: Iterable[Path]) -> list[Agent]:
     """The agents at the top level of `streams/agents/*.py` in content folders, loaded by path.
 
-    Raises `ConfigError` naming the file that does not load, or two agents of one name.
+    Raises `ConfigError` naming the file that does not load, and for two agents of one name or one output.
     """
     found: dict[str, Agent] = {}
     paths = {path.resolve(): path for folder in folders for path in sorted((folder / AGENTS).glob("*.py"))}
@@ -58,6 +59,9 @@ def load_agents(folders: Iterable[Path]) -> list[Agent]:
         for agent in _agents_in(path):
             if agent.name in found:
                 raise ConfigError(f"a second agent named {agent.name}", where=str(path))
+            if agent.output in {other.output for other in found.values()}:
+                # What is in the output says how far its one writer has come.
+                raise ConfigError(f"a second agent that writes to {agent.output}", where=str(path))
             found[agent.name] = agent
     return list(found.values())
 
@@ -93,6 +97,8 @@ def faust_app(settings: Settings) -> Any:
         broker_session_timeout=worker.session_timeout_seconds,
         broker_heartbeat_interval=min(3.0, worker.session_timeout_seconds / 3),
         broker_commit_interval=worker.commit_interval_seconds,
+        # How long Faust waits for processors to read their state back after a rebalance.
+        broker_request_timeout=RESTORE_SECONDS,
         store="memory://",
         datadir=str(folder),
         web_enabled=False,

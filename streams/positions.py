@@ -7,6 +7,7 @@ have had. So an agent added to a topic that is long being read misses nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 import orjson
@@ -18,6 +19,7 @@ from streams.processor import Committed, Runner
 
 # Kafka's default limit of a commit's metadata is 4096 bytes.
 NOTE_BYTES = 4000
+PARTITIONS_AT_ONCE = 8
 
 
 class Positions:
@@ -41,19 +43,20 @@ class Positions:
         return note.decode()
 
     async def starts(self, committed: Mapping[TP, OffsetAndMetadata]) -> dict[TP, int | None]:
-        starts: dict[TP, int | None] = {}
-        for tp, at in committed.items():
-            notes = read_notes(at.metadata) if at.offset >= 0 else {}
-            wanted = [
-                await runner.assigned(
-                    tp.partition,
-                    Committed(at.offset, notes[runner.processor.name]) if runner.processor.name in notes else None,
-                )
-                for runner in self._by_topic.get(tp.topic, [])
-            ]
-            known = [offset for offset in wanted if offset is not None]
-            starts[tp] = min(known) if known and len(known) == len(wanted) else None
-        return starts
+        turns = asyncio.Semaphore(PARTITIONS_AT_ONCE)
+        found = await asyncio.gather(*(self._start(tp, at, turns) for tp, at in committed.items()))
+        return dict(zip(committed, found, strict=True))
+
+    async def _start(self, tp: TP, at: OffsetAndMetadata, turns: asyncio.Semaphore) -> int | None:
+        notes = read_notes(at.metadata) if at.offset >= 0 else {}
+        wanted = []
+        for runner in self._by_topic.get(tp.topic, []):
+            name = runner.processor.name
+            async with turns:
+                known = Committed(at.offset, notes[name]) if name in notes else None
+                wanted.append(await runner.assigned(tp.partition, known))
+        offsets = [offset for offset in wanted if offset is not None]
+        return min(offsets) if offsets and len(offsets) == len(wanted) else None
 
     def forget(self, partitions: Iterable[TP]) -> None:
         for tp in partitions:

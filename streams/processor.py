@@ -53,7 +53,8 @@ class FlowHaltedError(TerminalError):
 class Processor(abc.ABC):
     """Work on the chunks of one source topic, partition by partition, each in offset order.
 
-    All methods run in the worker's event loop; one chunk at a time. Between `assigned` and `revoked` of a partition
+    All methods but `note` run in the worker's event loop: one chunk at a time, `assigned` of several partitions at
+    once and never during `process`. Between `assigned` and `revoked` of a partition
     `process` sees every record from the offset that `assigned` gave on, once. An instance sees partitions come and go
     as the group is balanced; other instances have the other partitions.
     """

@@ -12,12 +12,15 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
-from headrace.errors import TerminalError, UnavailableError
+from headrace.errors import UnavailableError
 from headrace.kafka.client import consumer_options
 from headrace.kafka.columns import Chunk
 from headrace.kafka.consumer import ColumnarConsumer
 from headrace.kafka.errors import from_client
+from headrace.logs import get_logger
 from schemas.codec import ChunkDecoder
+
+log = get_logger("tail")
 
 FIRST_WINDOW = 2_000
 # Without a record for this long a partition that should have some cannot be read.
@@ -74,12 +77,14 @@ class Tail:
                 raise UnavailableError(f"no record for {PATIENCE_SECONDS:.0f} s", where=f"{topic}-{partition}@{start}")
 
     async def batches(self, topic: str, partition: int, start: int, stop: int) -> AsyncIterator[pa.RecordBatch]:
-        """The same, decoded. These are records that Headrace wrote: raises `TerminalError` for one that is bad."""
+        """The same, decoded, without those that do not decode: what somebody else wrote says nothing of us."""
         async for chunk in self.chunks(topic, partition, start, stop):
             decoded = self._decoder.decode(chunk.values)
             if len(decoded.bad):
-                where = f"{topic}-{partition}@{chunk.offsets[decoded.bad[0]]}"
-                raise TerminalError(f"somebody else writes here: {decoded.reasons[0]}", where=where)
+                log.warning(
+                    "records of somebody else", topic=topic, partition=partition, records=len(decoded.bad),
+                    reason=decoded.reasons[0],
+                )  # fmt: skip
             yield decoded.batch
 
     async def backwards(self, topic: str, partition: int) -> AsyncIterator[pa.RecordBatch]:

@@ -39,6 +39,7 @@ if getattr(faust.streams, "_CStreamIterator", None) is None:
         hint="its Python iterator acknowledges chunks that it skipped: install a wheel, not the source",
     )
 
+REQUEST_TIMEOUT_MS = 40_000
 # Seconds that chunks in hand are given to finish when partitions leave; what is not done then is read again.
 DRAIN_SECONDS = 20.0
 # Above this many records a second the fetch lingers, because many small chunks cost more than the wait is worth.
@@ -143,7 +144,7 @@ class ConsumerThread(stock.AIOKafkaConsumerThread):
             limits=ReadLimits(max_chunk_rows=CHUNK_ROWS),
             fetch_max_wait_ms=QUIET_FETCH[0],
             fetch_min_bytes=QUIET_FETCH[1],
-            request_timeout_ms=int(conf.broker_request_timeout * 1000),
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
             check_crcs=conf.broker_check_crcs,
             session_timeout_ms=int(conf.broker_session_timeout * 1000),
             rebalance_timeout_ms=int(conf.broker_rebalance_timeout * 1000),
@@ -338,7 +339,10 @@ class Consumer(stock.Consumer):
         return (records if self.flow_active else None), active
 
     async def perform_seek(self) -> None:
-        """Put every assigned partition where the policy wants it. Fails rather than outlast Faust's patience."""
+        """Put every assigned partition where the policy wants it.
+
+        Raises `TimeoutError` before Faust's own patience (`broker_request_timeout`) ends, which would stop it silently.
+        """
         async with asyncio.timeout(self.app.conf.broker_request_timeout * 0.9):
             await super().perform_seek()
             columnar = self.columnar_topics()

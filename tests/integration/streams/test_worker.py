@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 import time
@@ -138,7 +139,7 @@ def test_sigkill_loses_and_repeats_nothing(site: Site, oracle: Oracle) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     try:
-        for _ in range(3):
+        for _ in range(2):
             with site.worker() as worker:
                 before = sum(oracle.ends(site.output)) if worker_has_output(oracle, site) else 0
                 deadline = time.monotonic() + 60
@@ -167,7 +168,7 @@ def test_a_raising_step_ends_the_worker_and_loses_nothing(site: Site, oracle: Or
     site.write(extra=REJECTS_AND_BREAKS, steps="breaks, ")
     (site.folder / "broken").touch()
     load = Load(site, oracle)
-    load.send(20_000)
+    load.send(16_000)
     with site.worker() as worker:
         assert worker.wait_exit(60) == 1
         log = worker.text()
@@ -182,17 +183,23 @@ def test_a_raising_step_ends_the_worker_and_loses_nothing(site: Site, oracle: Or
 def test_workers_share_and_hand_over(site: Site, oracle: Oracle) -> None:
     site.write()
     load = Load(site, oracle)
-    load.send(2000)
+    parts = itertools.count()
+
+    def send(times: int) -> None:
+        for _ in range(times):
+            load.send(2000, first=40 * next(parts))
+
+    send(1)
     with site.worker("first") as first:
-        wait_until_accounted(oracle, site)
-        with site.worker("second"):
-            for part in range(1, 25):
-                load.send(2000, first=40 * part)
-                time.sleep(0.25)
+        wait_until_ready(first)
+        with site.worker("second") as second:
+            while '"ready"' not in second.text():
+                send(1)
+                time.sleep(0.2)
+            send(4)
             first.end()
             assert first.process.returncode == 0
-            for part in range(25, 30):
-                load.send(2000, first=40 * part)
+            send(4)
             wait_until_accounted(oracle, site, 120)
     check_exact(oracle, load)
 
@@ -202,9 +209,8 @@ def test_a_new_agent_misses_nothing_of_a_topic_that_is_long_read(site: Site, ora
     load = Load(site, oracle)
     load.send(2000)
     with site.worker():
+        # What is done is committed when the worker ends.
         wait_until_accounted(oracle, site)
-        # Until it is committed.
-        time.sleep(2.5)
     other = Site(site.folder, site.settings, site.tag)
     agents = site.folder / "streams" / "agents"
     contracts = site.folder / "schemas" / "contracts"
