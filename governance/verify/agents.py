@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from governance.verify.avro import Schemas
-from governance.verify.kafka import KafkaReader
+from governance.verify.kafka import KafkaReader, Record
 from governance.verify.ledger import Ledger, first_appearances
 from governance.verify.report import Check, coordinates
 
@@ -19,8 +19,11 @@ def check_agent(
     source: str,
     partitions: int,
     output: str,
+    *,
+    chained: bool = False,
 ) -> Check:
-    """`stage` is the agent's name in the quarantine; output partition = source partition.
+    """`stage` is the agent's name in the quarantine; output partition = source partition. A `chained` agent reads a
+    derived topic: its output carries the coordinates that the source's own records carry, and replays are no records.
 
     `committed` are the group's offsets, read before the ledger: they come after the output and the quarantine are
     acknowledged, so everything below them must be accounted for.
@@ -39,10 +42,10 @@ def check_agent(
         if out_low > 0:
             check.note = f"{output} has lost its oldest records to retention: those are not compared"
             low = max(low, min(produced, default=below))
-        for record in kafka.read(source, partition, low, below):
+        for record, origin in _origins(kafka, schemas, source, partition, low, below, chained):
             where = coordinates(source, partition, record.offset)
             entry = held.get(record.offset)
-            if record.offset in produced:
+            if origin in produced:
                 if entry is not None:
                     check.offend(where, f"in the output and {entry.disposition} by {entry.rule!r}")
                 check.compared += 1
@@ -54,6 +57,20 @@ def check_agent(
                 check.quarantined += 1
                 if entry.value != record.value:
                     check.offend(where, "the quarantine holds another value than Kafka")
-        if unknown := {offset for offset in produced if offset >= high}:
+        if chained:
+            continue
+        # Asked for again: records have come, and have been processed, since the first time.
+        end = kafka.bounds(source, partition)[1]
+        if unknown := {offset for offset in produced if offset >= end}:
             check.offend(coordinates(source, partition, min(unknown)), "in the output, but Kafka has no such record")
     return check
+
+
+def _origins(
+    kafka: KafkaReader, schemas: Schemas, source: str, partition: int, low: int, below: int, chained: bool
+) -> Iterator[tuple[Record, int]]:
+    """Records of the source with the coordinate that their output carries."""
+    records = kafka.read(source, partition, low, below)
+    if not chained:
+        return ((record, record.offset) for record in records)
+    return ((record, row["source_offset"]) for record, row in first_appearances(schemas, records))

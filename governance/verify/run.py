@@ -79,7 +79,7 @@ class Verification:
         # Tables and committed offsets are read before the quarantine: what they have passed is in it by then.
         topics = self.kafka.topics()
         tables = {name: self.lake.table(name) for name in self.lake.names()}
-        agents = [a for a in load_agents(self.settings.content) if a.source in topics and a.output in topics]
+        agents = [a for a in load_agents(self.settings.content) if a.source in topics]
         group = self.settings.worker.application
         committed = {a.name: self.kafka.committed(group, a.source, topics[a.source]) for a in agents}
         self.ledger = Ledger(self.kafka, self.schemas)
@@ -123,7 +123,23 @@ class Verification:
         return Report(checks)
 
     def _agent(self, committed: dict[int, int], stage: str, source: str, partitions: int, output: str) -> Check:
-        return check_agent(self.kafka, self.schemas, self.ledger, committed, stage, source, partitions, output)
+        if output not in self.kafka.topics():
+            check = Check(f"{source} -> {output}", f"records through {stage}")
+            if any(self.kafka.bounds(source, p)[1] for p in range(partitions)):
+                check.offend(output, f"there is no such topic, though {source} has records")
+            return check
+        contract = self.contracts.by_topic.get(source)
+        return check_agent(
+            self.kafka,
+            self.schemas,
+            self.ledger,
+            committed,
+            stage,
+            source,
+            partitions,
+            output,
+            chained=contract is not None and bool(contract.derived_from),
+        )
 
     def _bronze(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
         table = tables.get(name := table_name("bronze", topic))

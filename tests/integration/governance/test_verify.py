@@ -363,6 +363,14 @@ def test_an_agents_output_is_checked_record_by_record(world: World, tmp_path: Pa
     assert check(9).offences == [f"{world.topic}/0/2: neither in the output, nor quarantined, nor dropped by a rule"]
     consumer.close()
 
+    # A second agent reads the first one's output: replays there are no records, and coordinates go on.
+    second = f"{output}.again"
+    again = encode(settings.registry.url, second, CLEAN)
+    produce(settings, second, [again({"id": 1, "source_offset": o}) for o in (0, 1, 3, 4, 5, 6, 8)])
+    ledger = Ledger(kafka, schemas)
+    chained = check_agent(kafka, schemas, ledger, {0: 10}, "agent:y", output, 1, second, chained=True)
+    assert chained.offences == [f"{output}/0/8: neither in the output, nor quarantined, nor dropped by a rule"]
+
     schema = pa.schema([("id", pa.int64()), ("source_offset", pa.int64()), *KAFKA])
     lake = LakeSettings(uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/lake")
     catalog = SqlCatalog(lake.catalog, uri=lake.uri, warehouse=lake.warehouse)
