@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -10,9 +11,11 @@ from pyiceberg.catalog import Catalog
 
 from cli.output import JsonFlag, print_json, print_rows, say
 from headrace.config import load_settings
+from headrace.errors import TerminalError
 from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.commit import trouble
 from sinks.iceberg.operate import accept_gaps, adopt, existing_table, table_names, table_state
+from sinks.iceberg.progress import topics
 from sinks.iceberg.sweep import MIN_AGE, orphans, remove
 
 app = typer.Typer(help="Look at tables, sweep their orphans, decide what halted them.", no_args_is_help=True)
@@ -43,9 +46,9 @@ def show(name: Name, as_json: JsonFlag = False) -> None:
     if as_json:
         print_json(state)
         return
-    topics = state.pop("topics")
+    fed = state.pop("topics")
     print_rows([{"what": key, "value": value} for key, value in state.items()])
-    for topic, known in topics.items():
+    for topic, known in fed.items():
         print_rows(
             [
                 {"topic": topic, "partition": p, "next_offset": o, "gaps": ", ".join(known["gaps"].get(p, []))}
@@ -88,9 +91,23 @@ def accept_gap(name: Name, as_json: JsonFlag = False) -> None:
 
 
 @app.command("adopt")
-def adopt_(name: Name, as_json: JsonFlag = False) -> None:
-    """Let a table start over at the beginning of its topic, which was recreated or moved. Its rows stay."""
-    topics = adopt(existing_table(_catalog(), name))
+def adopt_(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let a table start over at the beginning of its topic, which was recreated or moved. Its rows stay.
+
+    An append table gets twice what it has and the topic still holds.
+    """
+    table = existing_table(_catalog(), name)
+    if (known := topics(table.properties)) and not yes:
+        what = f"starts over from {', '.join(known)}: an append table gets twice what it has and the topic still holds"
+        if not sys.stdin.isatty():
+            raise TerminalError(f"would forget where it was; it {what}", where=name, hint="say it again with --yes")
+        if typer.prompt(f"The table forgets where it was and {what}. Type {name} to go on", err=True) != name:
+            raise TerminalError("not adopted", where=name)
+    adopted = adopt(table)
     if as_json:
-        print_json(topics)
-    say(f"{name} starts over from {', '.join(topics)}" if topics else f"{name} is fed by no topic")
+        print_json(adopted)
+    say(f"{name} starts over from {', '.join(adopted)}" if adopted else f"{name} is fed by no topic")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -86,6 +87,21 @@ def test_commands(tmp_path: Path, catalog, bronze, monkeypatch):
     assert len(run("sweep", "bronze.things", "--min-age", "0")) == 1
     assert not stray.exists()
     assert run("accept-gap", "bronze.things") == []
-    assert run("adopt", "bronze.things") == [TOPIC]
+    before = existing_table(catalog, "bronze.things").properties
+    asked = CliRunner().invoke(app, ["adopt", "bronze.things", "--json"])
+    assert isinstance(asked.exception, TerminalError)
+    assert (asked.exception.where, "twice" in asked.exception.what) == ("bronze.things", True)
+    assert "--yes" in asked.exception.hint
+    with monkeypatch.context() as terminal:
+        terminal.setattr("cli.table.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+        assert isinstance(CliRunner().invoke(app, ["adopt", "bronze.things"], input="y\n").exception, TerminalError)
+        assert existing_table(catalog, "bronze.things").properties == before
+        typed = CliRunner().invoke(app, ["adopt", "bronze.things"], input="bronze.things\n")
+    assert (typed.exit_code, "twice" in typed.stderr) == (0, True)
+    assert existing_table(catalog, "bronze.things").properties != before
+    bronze.open(source(begin=0))
+    land(bronze, slice_of([None]))
+    assert run("adopt", "bronze.things", "--yes") == [TOPIC]
+    assert run("adopt", "bronze.things") == []
     for command in (["list"], ["show", "bronze.things"]):
         assert CliRunner().invoke(app, command).exit_code == 0
