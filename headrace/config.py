@@ -1,6 +1,6 @@
 """One resolver for every setting: flag > environment > file > the local stack's own endpoints > default.
 
-The file is `headrace.toml` in the content folder; environment variables are `HEADRACE_SECTION__KEY`. A running
+The file is `headrace.toml` in the current folder; environment variables are `HEADRACE_SECTION__KEY`. A running
 local stack writes its endpoints to `<home>/endpoints.json`, in the same shape as the file, so that commands find the
 servers that `headrace up` started without being told; anything said elsewhere wins over it.
 Secrets (passwords in URLs, S3 keys) come from environment or files outside the repository, never from flags.
