@@ -49,11 +49,15 @@ class _Bad(Exception):
 
 @dataclass(frozen=True)
 class RowError:
-    """Why a row was refused: its index in the input, the field ("" for the whole row), what is wrong with it."""
+    """Why a row was refused: its index in the input, the field ("" for the whole row), what is wrong with it.
+
+    `rule` is one of few: the contract's rule that it breaks, or what else rows must be, such as of its `schema`.
+    """
 
     index: int
     field: str
     message: str
+    rule: str = "schema"
 
 
 @dataclass(frozen=True)

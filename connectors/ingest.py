@@ -7,8 +7,9 @@ written: here the sender is still there to mend it. At least once: a sender that
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from connectors.convert import Converted, RowError
 from connectors.feed import MAX_RECORD_BYTES, Feed, Stream, is_fed_from_outside
 from headrace.config import Settings
 from headrace.errors import HeadraceError, TransientError
-from headrace.metrics import BATCH_ROWS, ROWS_IN, ROWS_OUT, ROWS_QUARANTINED
+from headrace.metrics import BATCH_ROWS, ROWS_DROPPED, ROWS_IN, ROWS_OUT
 from schemas.contracts import Contract, load_contracts
 
 FLOW = "ingest"
@@ -64,7 +65,7 @@ def parse_rows(body: bytes, content_type: str) -> tuple[list[Any], list[int], li
                 rows.append(orjson.loads(line))
                 indexes.append(index)
             except orjson.JSONDecodeError as e:
-                errors.append(RowError(index, "", f"not JSON: {e}"))
+                errors.append(RowError(index, "", f"not JSON: {e}", "JSON"))
         return rows, indexes, errors
     if kind not in ("", "application/json"):
         raise Problem(415, "Unsupported content type", f"send application/json or {NDJSON[0]}")
@@ -85,7 +86,7 @@ def check_rules(stream: Stream, found: Converted) -> tuple[pa.RecordBatch, list[
         failing = np.flatnonzero(~rule.mask(found.batch).to_numpy(zero_copy_only=False))
         for row in failing.tolist():
             index = int(found.rows[row])
-            broken.setdefault(index, RowError(index, rule.field, f"breaks the rule {rule.name}"))
+            broken.setdefault(index, RowError(index, rule.field, f"breaks the rule {rule.name}", rule.name))
     if not broken:
         return found.batch, []
     keep = np.isin(found.rows, list(broken), invert=True)
@@ -123,11 +124,14 @@ class Ingest:
         async with self._slots:
             rows, indexes, errors = parse_rows(await read_body(request), request.headers.get("content-type", ""))
             stream = await self._attempt(lambda: self._stream(contract))
+            ROWS_IN.labels(FLOW, contract.topic).inc(len(rows) + len(errors))
             accepted, refused = await self._take(stream, rows)
         # A row's index is its place in the request, whatever lines before it were not JSON.
-        errors += [RowError(indexes[error.index], error.field, error.message) for error in refused]
+        errors += [replace(error, index=indexes[error.index]) for error in refused]
         errors.sort(key=lambda error: error.index)
-        ROWS_QUARANTINED.labels(FLOW, contract.topic, "refused").inc(len(errors))
+        # Not in the quarantine: the sender has them, and the answer.
+        for rule, count in Counter(error.rule for error in errors).items():
+            ROWS_DROPPED.labels(FLOW, contract.topic, f"refused: {rule}").inc(count)
         report: dict[str, Any] = {
             "accepted": accepted,
             "rejected": len(errors),
@@ -151,7 +155,6 @@ class Ingest:
     async def _take(self, stream: Stream, rows: list[Any]) -> tuple[int, list[RowError]]:
         """Number of rows that the broker has, and the errors of the others."""
         topic = stream.contract.topic
-        ROWS_IN.labels(FLOW, topic).inc(len(rows))
         found = await asyncio.to_thread(stream.converter.convert, rows)
         batch, broken = await asyncio.to_thread(check_rules, stream, found)
         refused = found.errors + broken

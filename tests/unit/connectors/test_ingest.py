@@ -1,8 +1,20 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from connectors.ingest import Problem, parse_rows
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from starlette.applications import Starlette
+
+from connectors.convert import JsonConverter
+from connectors.feed import Stream
+from connectors.ingest import Ingest, Problem, parse_rows
+from headrace.config import Settings
+from schemas.codec.encoder import Encoder
+from schemas.contracts import Contract
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_json_bodies() -> None:
@@ -25,3 +37,33 @@ def test_bodies_that_are_none(body: bytes, kind: str, status: int) -> None:
         parse_rows(body, kind)
     answer = e.value.response()
     assert (answer.status_code, answer.media_type) == (status, "application/problem+json")
+
+
+async def test_refused_rows_are_dropped_by_rule_and_never_called_quarantined(monkeypatch: pytest.MonkeyPatch) -> None:
+    ingest = Ingest(Settings(content=[ROOT]))
+
+    async def stream(contract: Contract) -> Stream:
+        return Stream(contract, 1, Encoder(contract.avro, 1), JsonConverter(contract.avro))
+
+    def counted(what: str, **labels: str) -> float:
+        found = {"flow": "ingest", "topic": "telemetry.readings", **labels}
+        return REGISTRY.get_sample_value(f"headrace_flow_rows_{what}_total", found) or 0
+
+    monkeypatch.setattr(ingest, "_stream", stream)
+    row = '{"device_id": "fr-0001", "seq": -1, "measured_at": 0, "temperature": 1, "door_open": false}'
+    before = counted("in")
+    body = "\n".join([row, "{", "{}", row])
+    transport = httpx.ASGITransport(Starlette(routes=ingest.routes()))
+    async with httpx.AsyncClient(transport=transport, base_url="http://serve") as client:
+        answer = await client.post("/ingest/Reading", content=body, headers={"content-type": "application/x-ndjson"})
+    assert answer.status_code == 400
+    assert [e["rule"] for e in answer.json()["errors"]] == ["seq: min 0", "JSON", "schema", "seq: min 0"]
+    assert counted("in") - before == 4
+    dropped = {rule: counted("dropped", rule=f"refused: {rule}") for rule in ("seq: min 0", "JSON", "schema")}
+    assert dropped == {"seq: min 0": 2, "JSON": 1, "schema": 1}
+    assert not [
+        sample
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name == "headrace_flow_rows_quarantined_total" and sample.labels["flow"] == "ingest"
+    ]
