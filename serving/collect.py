@@ -51,8 +51,8 @@ class Collector:
         self.snapshot = Snapshot()
         self._settings = settings
         self._redis = Redis.from_url(settings.redis.url, socket_timeout=5, socket_connect_timeout=5)
-        others = {name: url for name, url in settings.endpoints.items() if name != "serve"}
-        self._flows = FlowReader(others)
+        # This process is among them: HTTP ingest is a flow too.
+        self._flows = FlowReader(settings.endpoints)
         self._connect = Connect(settings.connect.url)
 
     async def run(self, lifecycle: Lifecycle) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from connectors.connect import ConnectorStatus
-from serving.collect import Snapshot
-from serving.flows import ProcessState, parse_flows
+from headrace.config import Settings
+from serving.collect import Collector, Snapshot
+from serving.flows import Flow, FlowReader, ProcessState, parse_flows
 from serving.kpis import Kpi, Point
 from serving.render import age, chart_options, html_table, number, size
 
@@ -82,3 +83,13 @@ headrace_flow_lag_records{flow="sink",topic="t"} 4.0
     (flow,) = parse_flows("sink", text)
     assert (flow.rows_in, flow.quarantined, flow.lag) == (10, 3, 4)
     assert flow.rules == {"magic byte": 2, "truncated": 1}
+
+
+async def test_the_serving_process_is_among_those_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ask(_: FlowReader, name: str, url: str) -> tuple[list[Flow], ProcessState]:
+        return [Flow(name, "ingest", "t")], ProcessState(name, url, True)
+
+    monkeypatch.setattr(FlowReader, "_ask", ask)
+    collector = Collector(Settings(endpoints={"serve": "http://a", "sink": "http://b"}))
+    await collector._read_flows()
+    assert [flow.process for flow in collector.snapshot.flows] == ["serve", "sink"]
