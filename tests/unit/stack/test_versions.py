@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cli.run import PROCESSES, WORLD
+from headrace.config import load_settings
+from sinks.reverse.declaration import load_syncs
 from stack import versions
 from stack.jars import LOCK, parse_lock
 from stack.servers import SERVERS
@@ -64,12 +67,20 @@ def test_compose_runs_the_same_servers(name: str) -> None:
 
 
 def test_compose_has_the_same_topology() -> None:
-    from cli.run import PROCESSES
-
     services = COMPOSE["services"]
-    assert set(services) == set(SERVERS) | set(PROCESSES)
+    assert set(services) == set(SERVERS) | set(PROCESSES) | set(WORLD)
     for name in SERVERS:
         assert set(SERVERS[name].after) <= set(services[name].get("depends_on", {}))
-    for name in PROCESSES:
+    for name in PROCESSES | WORLD:
         assert services[name]["command"] == [name]
+        assert services[name].get("profiles", []) == (["demo"] if name in WORLD else [])
     assert all(f"CREATE DATABASE {name};" in COMPOSE["configs"]["databases"]["content"] for name in DATABASES)
+
+
+@pytest.mark.parametrize("name", PROCESSES | WORLD)
+def test_compose_tells_processes_where_all_are(name: str) -> None:
+    settings = load_settings(environ=COMPOSE["services"][name]["environment"], folder=ROOT)
+    address = {name: f"http://{name}:{settings.process.port}" for name in PROCESSES | WORLD}
+    assert settings.endpoints == {name: address[name] for name in PROCESSES}
+    assert settings.targets["crm"] == address["crm"]
+    assert {sync.target for sync in load_syncs([ROOT]).values()} <= settings.targets.keys()
