@@ -83,6 +83,7 @@ def test_what_is_no_duration(text):
 def test_shipped_contracts_are_without_problems():
     report = check_folders([REPOSITORY])
     assert report.problems == ()
+    assert all(released_path(c).is_file() for c in report.contracts if not c.is_builtin)
     assert {"KpiValue", "Quarantined", "Reading", "Order"} <= {c.name for c in report.contracts}
 
 
