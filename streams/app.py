@@ -19,7 +19,7 @@ from faust.types.tuples import TP
 
 from headrace.config import KafkaSettings, Settings
 from headrace.errors import ConfigError, HeadraceError, TerminalError
-from headrace.kafka.admin import TopicSpec, ensure_topics, partitions
+from headrace.kafka.admin import TopicSpec, add_partitions, ensure_topics, partitions
 from headrace.kafka.client import client_options
 from headrace.logs import get_logger
 from headrace.process import Lifecycle
@@ -210,6 +210,8 @@ class Worker:
                 names = ", ".join(agent.name for agent in left)
                 raise ConfigError("agents read each other's output in a circle", where=f"agents {names}")
             ensure_topics(kafka, {agent.output: TopicSpec(there[agent.source]) for agent in ready})
+            # A source may have got partitions since its output was made.
+            add_partitions(kafka, {agent.output: there[agent.source] for agent in ready})
             left = [agent for agent in left if agent not in ready]
 
     async def _run_app(self) -> None:

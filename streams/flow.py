@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from headrace import metrics
 from headrace.config import KafkaSettings
 from headrace.errors import ConfigError, IdentityError
+from headrace.kafka.admin import topic_ids
 from headrace.kafka.columns import Chunk
 from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder, Decoded, Encoder, arrow_schema, rule_of
@@ -62,8 +63,9 @@ class Services:
 
 @dataclass
 class _Place:
-    """What an agent knows of one source partition."""
+    """What an agent knows of one source partition; `topic` is Kafka's id of the topic."""
 
+    topic: str | None
     done: int
     decided: Marks
     lanes: dict[str, int]
@@ -109,10 +111,11 @@ class AgentFlow(Processor):
         _check(agent, self._target, self._memories, services)
 
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
+        topic = (await asyncio.to_thread(topic_ids, self._services.kafka, [self.source])).get(self.source)
         async with Tail(self._services.kafka, self._services.schema_of) as tail:
             done = await self._highest(tail, partition)
             floor = max(committed.offset - 1 if committed else -1, -1 if self._derived else done)
-            decided = await self._decided(tail, partition, floor)
+            decided = await self._decided(tail, partition, topic, floor)
             for step in self._memories:
                 await self._remember(tail, partition, step)
             begin, end = await tail.bounds(self.source, partition)
@@ -128,6 +131,7 @@ class AgentFlow(Processor):
             # Change events are all read again: which of them repeat depends on those before.
             start = None if self._derived else done + 1
         self._places[partition] = _Place(
+            topic,
             done=-1 if self._derived else done,
             decided=decided,
             lanes={"": done} if done >= 0 else {},
@@ -140,7 +144,8 @@ class AgentFlow(Processor):
         self._places.pop(partition, None)
         for step in self._memories:
             step.forget(partition)
-        self._work = None
+        if self._work is not None and self._work.chunk.partition == partition:
+            self._work = None
 
     def note(self, partition: int, offset: int) -> str:
         place = self._places.get(partition)
@@ -240,7 +245,8 @@ class AgentFlow(Processor):
 
     async def _send(self, work: _Work, out: pa.RecordBatch) -> None:
         chunk, flow = work.chunk, (self.flow, work.chunk.topic)
-        refused = quarantine_batch(self.flow, chunk, work.ctx.departures, work.schema_ids)
+        topic = self._places[chunk.partition].topic
+        refused = quarantine_batch(self.flow, chunk, work.ctx.departures, work.schema_ids, topic)
         if refused is not None:
             partition = chunk.partition % self._services.partitions[TOPIC]
             await self._services.output.send(TOPIC, partition, None, self._quarantine.encode(refused))
@@ -259,13 +265,15 @@ class AgentFlow(Processor):
                 return int(highest)
         return -1
 
-    async def _decided(self, tail: Tail, partition: int, floor: int) -> Marks:
+    async def _decided(self, tail: Tail, partition: int, topic: str | None, floor: int) -> Marks:
         """Records above `floor` that a predecessor has sent to the quarantine: what it decided stays."""
         lane = f"{self.flow}|{self.source}|{partition}"
+        # Rows of earlier releases do not say which topic of this name they are of.
+        mine = pa.array([lane, f"{lane}|{topic}"])
         found = [np.empty(0, MARK)]
         read = 0
         async for batch in tail.backwards(TOPIC, partition % self._services.partitions[TOPIC]):
-            ours = batch.filter(pc.equal(coordinates.lanes(batch), lane))
+            ours = batch.filter(pc.is_in(coordinates.lanes(batch), mine))
             offsets = coordinates.sequence(ours)
             times = ours.column("kafka_timestamp").cast(pa.int64()).to_numpy(zero_copy_only=False) // 1000
             found.append(marks(offsets, times)[offsets > floor])

@@ -59,10 +59,8 @@ class Output:
             producer, self._producer = self._producer, None
             await producer.stop()
 
-    async def send(
-        self, topic: str, partition: int, keys: pa.BinaryArray | None, values: pa.BinaryArray, *, atomic: bool = False
-    ) -> None:
-        """Returns when all rows are acknowledged by all replicas; `atomic` puts them into exactly one record batch.
+    async def send(self, topic: str, partition: int, keys: pa.BinaryArray | None, values: pa.BinaryArray) -> None:
+        """Returns when all rows are acknowledged by all replicas.
 
         While no broker answers it waits: an idempotent producer repeats until it succeeds. What it gives up on may or
         may not be in the topic, so the error is terminal: whoever starts anew looks at what the topic holds. Raises
@@ -71,11 +69,9 @@ class Output:
         token = object()
         self._sending[token] = time.monotonic()
         try:
-            for start, stop in [(0, len(values))] if atomic else slices(keys, values):
+            for start, stop in slices(keys, values):
                 part = None if keys is None else keys.slice(start, stop - start)
-                sent = await self.producer.send_columns(
-                    topic, partition, part, values.slice(start, stop - start), atomic=atomic
-                )
+                sent = await self.producer.send_columns(topic, partition, part, values.slice(start, stop - start))
                 await asyncio.gather(*sent)
                 self._sending[token] = time.monotonic()
         except KafkaError as e:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec
 
 from headrace.config import KafkaSettings
 from headrace.errors import TerminalError, UnavailableError
@@ -78,6 +78,22 @@ def ensure_topics(kafka: KafkaSettings, topics: Mapping[str, TopicSpec]) -> set[
     if missing:
         _await_leaders(kafka, set(missing))
     return created
+
+
+def add_partitions(kafka: KafkaSettings, wanted: Mapping[str, int]) -> set[str]:
+    """Give topics that have fewer partitions than wanted the missing ones; returns the topics that grew.
+
+    For topics whose partitions follow another topic's, not its keys. Topics that do not exist are left out.
+    """
+    known = partitions(kafka)
+    grown = {topic: count for topic, count in wanted.items() if 0 < known.get(topic, 0) < count}
+    asked = [NewPartitions(topic, count) for topic, count in grown.items()]
+    for topic, future in (_client(kafka).create_partitions(asked) if asked else {}).items():
+        with _errors(topic):
+            future.result(TIMEOUT_SECONDS)
+    if grown:
+        _await_leaders(kafka, set(grown))
+    return set(grown)
 
 
 def _await_leaders(kafka: KafkaSettings, names: set[str]) -> None:

@@ -9,14 +9,12 @@ import numpy as np
 import pyarrow as pa
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewPartitions
 
 from headrace.config import KafkaSettings, Settings
 from headrace.errors import TerminalError
 from headrace.kafka import Chunk, ColumnarConsumer, ColumnarProducer
-from headrace.kafka.admin import TopicSpec, ensure_topics, partitions
-from headrace.kafka.client import confluent_options, consumer_options, producer_options
+from headrace.kafka.admin import TopicSpec, add_partitions, ensure_topics, partitions
+from headrace.kafka.client import consumer_options, producer_options
 from headrace.kafka.errors import from_client
 from streams.kpi.changelog import Fold, changelog_topic
 
@@ -38,11 +36,7 @@ def ensure_changelog(kafka: KafkaSettings, application: str, source: str) -> Non
     """
     topic, wanted = changelog_topic(application, source), partitions(kafka)[source]
     ensure_topics(kafka, {topic: TopicSpec(wanted, _CONFIG)})
-    if partitions(kafka)[topic] < wanted:
-        try:
-            AdminClient(confluent_options(kafka)).create_partitions([NewPartitions(topic, wanted)])[topic].result(30)
-        except KafkaException as e:
-            raise from_client(e, where=topic) from e
+    add_partitions(kafka, {topic: wanted})
 
 
 class Changelog:

@@ -47,3 +47,13 @@ def test_refusals_and_absence_have_types(cluster: KafkaSettings, monkeypatch: py
     monkeypatch.setattr(admin, "TIMEOUT_SECONDS", 1.0)
     with pytest.raises(UnavailableError):
         admin.partitions(KafkaSettings(bootstrap_servers="127.0.0.1:1"))
+
+
+def test_partitions_are_added_and_never_taken(cluster: KafkaSettings) -> None:
+    topic, missing = f"grow-{uuid4().hex}", f"none-{uuid4().hex}"
+    admin.ensure_topics(cluster, {topic: admin.TopicSpec(2)})
+    assert admin.add_partitions(cluster, {topic: 2, missing: 3}) == set()
+    assert admin.add_partitions(cluster, {topic: 3}) == {topic}
+    assert admin.add_partitions(cluster, {topic: 1}) == set()
+    assert admin.partitions(cluster)[topic] == 3
+    assert missing not in admin.partitions(cluster)
