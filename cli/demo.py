@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Event
 from typing import Annotated
 
 import httpx
@@ -15,7 +18,7 @@ from cli.stack import pipeline, start
 from connectors.connect import Connect, connector_files, load_connector
 from demo.options import options
 from demo.shop import create
-from headrace.config import Settings, load_settings
+from headrace.config import Settings, explain, load_settings
 from headrace.errors import UnavailableError
 from stack import control
 from stack.spec import ProcessSpec
@@ -50,18 +53,17 @@ def up(
     attached = not detach
     home = start(control.Options(servers=("postgres",), attached=attached), [])
     asyncio.run(create(load_settings(), options()))
-    # The business application may wait for its rows; shop and devices begin when there is somebody to listen.
-    outside = {spec.name: spec for spec in world()}
-    start(control.Options(attached=attached), [*pipeline(), outside.pop("crm")])
-    settings = load_settings()
-    connect = Connect(settings.connect.url)
-    for path in connector_files(settings.content):
-        connector = load_connector(path)
-        if connector.name in (skip or ()):
-            continue
-        connect.check(connector)
-        say(f"connector {connector.name}: {connect.apply(connector).state.lower()}")
-    start(control.Options(attached=attached), list(outside.values()))
+    with ThreadPoolExecutor(1) as beside:
+        # Agents wait for the rows that they look up, so connectors must not wait for agents to be ready.
+        failed = Event()
+        connectors = beside.submit(apply_connectors, frozenset(skip or ()), failed)
+        try:
+            start(control.Options(attached=attached), [*pipeline(), *world()])
+        except BaseException:
+            failed.set()
+            raise
+        for name, state in connectors.result():
+            say(f"connector {name}: {state.lower()}")
     settings = load_settings()
     dashboard = settings.endpoints["serve"]
     wait_for_kpi(settings, FIRST_KPI_SECONDS)
@@ -70,6 +72,29 @@ def up(
     say(f"dashboard: {dashboard}/")
     if not detach:
         control.hold(home)
+
+
+def apply_connectors(skip: frozenset[str], failed: Event, patience: float = 180.0) -> list[tuple[str, str]]:
+    """Apply all connector files once this stack's Connect answers; names and states. Raises what Connect says."""
+    deadline = time.monotonic() + patience
+    connect, settings = None, load_settings()
+    while connect is None:
+        if failed.wait(0.5) or time.monotonic() > deadline:
+            raise UnavailableError("Connect has not started", where="connect.url", hint="headrace logs connect")
+        # Until the stack has said where its Connect is, the default address may be somebody else's.
+        if all(origin.key != "connect.url" or origin.source == "default" for origin in explain()):
+            continue
+        settings = load_settings()
+        with suppress(UnavailableError):
+            Connect(settings.connect.url).statuses()
+            connect = Connect(settings.connect.url)
+    found = []
+    for path in connector_files(settings.content):
+        connector = load_connector(path)
+        if connector.name not in skip:
+            connect.check(connector)
+            found.append((connector.name, connect.apply(connector).state))
+    return found
 
 
 def wait_for_kpi(settings: Settings, seconds: float) -> None:
