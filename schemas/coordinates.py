@@ -2,9 +2,10 @@
 
 A derived record carries `source_offset`: the offset of the record as it first entered Kafka, and `source_topic`,
 `source_partition`, `stage` where several sequences share a partition. A *lane* is what one increasing sequence belongs
-to: "" where there is one source, "<stage>|<source_topic>|<source_partition>" where there are several. A reader keeps
-the highest source offset per lane with its own state and drops what is not above it. This is exact because writers
-start at a committed offset whose predecessors are all in the log and write in order: first appearances only increase.
+to: "" where there is one source, "<stage>|<source_topic>|<source_partition>" where there are several, and after that
+"|<source_topic_id>" where the row has one: the offsets of a topic that was made anew begin again. A reader keeps the
+highest source offset per lane with its own state and drops what is not above it. This is exact because writers start
+at a committed offset whose predecessors are all in the log and write in order: first appearances only increase.
 
 Where one record yields several rows they also carry `source_index` (0, 1, 2, ...), and a lane's watermark is
 `source_offset * MAX_ROWS + source_index`.
@@ -25,6 +26,7 @@ from headrace.errors import ContractError
 MAX_ROWS = 1 << 20
 
 _LANE_FIELDS = ("stage", "source_topic", "source_partition")
+TOPIC_ID = "source_topic_id"
 
 
 def lanes(batch: pa.RecordBatch) -> pa.StringArray | None:
@@ -33,7 +35,10 @@ def lanes(batch: pa.RecordBatch) -> pa.StringArray | None:
     if not present:
         return None
     parts = [batch.column(name).cast(pa.string()) for name in present]
-    return pc.binary_join_element_wise(*parts, "|", null_handling="replace", null_replacement="")
+    names = pc.binary_join_element_wise(*parts, "|", null_handling="replace", null_replacement="")
+    if TOPIC_ID not in batch.schema.names:
+        return names
+    return pc.binary_join_element_wise(names, batch.column(TOPIC_ID).cast(pa.string()), "|", null_handling="skip")
 
 
 def sequence(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:

@@ -51,11 +51,17 @@ def texts(reason: str | pa.Array | Iterable[str], rows: int) -> pa.StringArray:
 
 
 def quarantine_batch(
-    stage: str, chunk: Chunk, departures: Iterable[Departure], schema_ids: Ints, now: float | None = None
+    stage: str,
+    chunk: Chunk,
+    departures: Iterable[Departure],
+    schema_ids: Ints,
+    topic_id: str | None,
+    now: float | None = None,
 ) -> pa.RecordBatch | None:
     """Departures as rows of `ops.quarantine`, in offset order; None when there are none.
 
-    `schema_ids` has one entry a row of the chunk, -1 for none. `now` is in seconds since the epoch.
+    `schema_ids` has one entry a row of the chunk, -1 for none; `topic_id` is of the chunk's topic. `now` is in
+    seconds since the epoch.
     """
     found = [d for d in departures if len(d.rows)]
     if not found:
@@ -81,11 +87,12 @@ def quarantine_batch(
         "kafka_timestamp": pa.array(chunk.timestamps[rows] * 1000).cast(UTC_MICROS),
         "quarantined_at": pa.array(np.full(len(rows), at, np.int64)).cast(UTC_MICROS),
         "schema_id": ids,
+        "source_topic_id": _repeat(topic_id, len(rows)),
     }
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _repeat(text: str, rows: int) -> pa.StringArray:
+def _repeat(text: str | None, rows: int) -> pa.StringArray:
     return pa.repeat(pa.scalar(text, pa.string()), rows)
 
 

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from uuid import uuid4
 
-from confluent_kafka import OFFSET_INVALID, Consumer, ConsumerGroupTopicPartitions, KafkaError, TopicPartition
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, ConfigResource
 
 from headrace.config import KafkaSettings
@@ -41,6 +49,15 @@ class KafkaReader:
         """Topic -> number of partitions, internal ones left out."""
         found = self._admin.list_topics(timeout=TIMEOUT).topics
         return {name: len(topic.partitions) for name, topic in found.items() if not name.startswith("__")}
+
+    def topic_id(self, topic: str) -> str | None:
+        """Kafka's id of a topic, another one once it was deleted and created again; None when there is none."""
+        try:
+            return str(self._admin.describe_topics(TopicCollection([topic]))[topic].result(TIMEOUT).topic_id)
+        except KafkaException as e:
+            if e.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return None
+            raise
 
     def _consumer(self) -> Consumer:
         return Consumer(

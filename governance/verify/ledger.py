@@ -22,16 +22,25 @@ class Entry:
 
 
 class Ledger:
-    """Quarantined and dropped records by (stage, topic, partition, offset)."""
+    """Quarantined and dropped records of the topics that there are now, by (stage, topic, partition, offset).
+
+    A row that says it is of an earlier topic of the same name is left out: its offsets mean other records.
+    """
 
     def __init__(self, kafka: KafkaReader, schemas: Schemas) -> None:
         self._entries: dict[tuple[str, str, int, int], Entry] = {}
         self.ends: dict[int, int] = {}
+        ids: dict[str, str | None] = {}
         for partition in range(kafka.topics().get(QUARANTINE, 0)):
             low, high = kafka.bounds(QUARANTINE, partition)
             self.ends[partition] = high
             for _, row in first_appearances(schemas, kafka.read(QUARANTINE, partition, low, high)):
-                at = (row["stage"], row["source_topic"], row["source_partition"], row["source_offset"])
+                topic = row["source_topic"]
+                if topic not in ids:
+                    ids[topic] = kafka.topic_id(topic)
+                if row.get("source_topic_id") not in (None, ids[topic]):
+                    continue
+                at = (row["stage"], topic, row["source_partition"], row["source_offset"])
                 self._entries[at] = Entry(row["disposition"], row.get("rule", ""), row.get("value"))
 
     def get(self, stage: str, topic: str, partition: int, offset: int) -> Entry | None:
@@ -45,7 +54,10 @@ def lane(row: dict[str, Any]) -> str:
     """What one increasing sequence of source offsets belongs to inside a partition."""
     if "stage" not in row:
         return ""
-    return f"{row['stage']}|{row['source_topic']}|{row['source_partition']}"
+    name = f"{row['stage']}|{row['source_topic']}|{row['source_partition']}"
+    # A topic that was made anew has the same offsets again, for other records.
+    made = row.get("source_topic_id")
+    return name if made is None else f"{name}|{made}"
 
 
 def first_appearances(schemas: Schemas, records: Iterator[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:

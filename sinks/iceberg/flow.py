@@ -237,7 +237,7 @@ class TopicFlow:
                 if prepared is None:
                     prepared = await loop.run_in_executor(writer, flow.table.prepare, slices)
                 if prepared.rejects and not quarantined:
-                    await self._quarantine.send(prepared.rejects)
+                    await self._quarantine.send(prepared.rejects, self.identity.rpartition("/")[2])
                     quarantined = True
                 await loop.run_in_executor(writer, flow.table.commit, prepared)
                 break

@@ -37,7 +37,8 @@ log = get_logger("iceberg")
 
 @dataclass(frozen=True)
 class Source:
-    """The topic as the broker knows it now: identity, and the offsets that exist, by partition (end exclusive)."""
+    """The topic as the broker knows it now: `<cluster>/<topic id>`, and the offsets that exist, by partition (end
+    exclusive)."""
 
     identity: str
     begin: Mapping[int, int]

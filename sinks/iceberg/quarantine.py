@@ -38,14 +38,17 @@ class Quarantine:
         self._partitions = 0
         self._starting = asyncio.Lock()
 
-    async def send(self, rejects: Sequence[Reject]) -> None:
-        """Return when all of them are acknowledged. Raises `UnavailableError` and aiokafka's errors."""
+    async def send(self, rejects: Sequence[Reject], topic_id: str) -> None:
+        """Return when all of them are acknowledged. They are of one topic, which has this id.
+
+        Raises `UnavailableError` and aiokafka's errors.
+        """
         async with self._starting:
             producer, encoder = await self._start()
         sent = []
         for partition in sorted({reject.slice.partition for reject in rejects}):
             mine = [reject for reject in rejects if reject.slice.partition == partition]
-            batch = quarantine_rows(mine, time.time())
+            batch = quarantine_rows(mine, topic_id, time.time())
             values = await asyncio.to_thread(encoder.encode, batch)
             sent += await producer.send_columns(self._contract.topic, partition % self._partitions, None, values)
         await asyncio.gather(*sent)
@@ -69,14 +72,14 @@ class Quarantine:
         return self._producer, self._encoder
 
 
-def quarantine_rows(rejects: Sequence[Reject], now: float) -> pa.RecordBatch:
+def quarantine_rows(rejects: Sequence[Reject], topic_id: str, now: float) -> pa.RecordBatch:
     """Rejects of one partition as rows of the quarantine, in offset order: within a stage their offsets only increase
     from batch to batch, which readers tell replays by. `now` is in seconds since the epoch."""
-    parts = pa.concat_tables([_rows(reject, now) for reject in rejects]).combine_chunks()
+    parts = pa.concat_tables([_rows(reject, topic_id, now) for reject in rejects]).combine_chunks()
     return parts.sort_by("source_offset").combine_chunks().to_batches()[0]
 
 
-def _rows(reject: Reject, now: float) -> pa.Table:
+def _rows(reject: Reject, topic_id: str, now: float) -> pa.Table:
     part, rows = reject.slice, reject.rows
     n = len(rows)
     take = pa.array(rows)
@@ -95,6 +98,7 @@ def _rows(reject: Reject, now: float) -> pa.Table:
         "kafka_timestamp": pa.array(part.timestamps[rows] * 1000).cast(pa.timestamp("us", "UTC")),
         "quarantined_at": pa.array(np.full(n, int(now * 1e6))).cast(pa.timestamp("us", "UTC")),
         "schema_id": _schema_ids(values),
+        "source_topic_id": _same(topic_id, n),
     }
     return pa.table(columns)
 

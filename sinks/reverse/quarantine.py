@@ -44,6 +44,7 @@ def quarantine_rows(sync: str, target: str, refusals: Sequence[tuple[str, Refusa
         "kafka_timestamp": pa.array([refusal.timestamp * 1000 for _, refusal in ordered], pa.int64()).cast(UTC_MICROS),
         "quarantined_at": pa.array([int(now * 1e6)] * n, pa.int64()).cast(UTC_MICROS),
         "schema_id": pa.nulls(n, pa.int32()),
+        "source_topic_id": pa.nulls(n, pa.string()),
     }
     return pa.RecordBatch.from_pydict(columns)
 

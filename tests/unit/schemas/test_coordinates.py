@@ -27,6 +27,19 @@ def test_lanes_do_not_shadow_each_other():
     assert after == {"bronze|t|0": 9, "agent:a|t|0": 3, "bronze|u|0": 1}
 
 
+def test_a_topic_made_anew_begins_a_lane_and_rows_without_its_id_stay_in_theirs():
+    rows = batch(
+        stage=["bronze"] * 4,
+        source_topic=["t"] * 4,
+        source_partition=[0] * 4,
+        source_offset=[7, 8, 2, 2],
+        source_topic_id=[None, "old", "new", "new"],
+    )
+    mask, after = drop_replays(rows, {"bronze|t|0": 7, "bronze|t|0|old": 7})
+    assert mask.to_pylist() == [False, True, True, False]
+    assert after == {"bronze|t|0": 7, "bronze|t|0|old": 8, "bronze|t|0|new": 2}
+
+
 def test_several_rows_of_one_record():
     rows = batch(source_offset=[1, 1, 1, 1, 2], source_index=[0, 1, 0, 1, 0])
     mask, after = drop_replays(rows, {})

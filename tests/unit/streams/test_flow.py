@@ -64,6 +64,7 @@ class World:
         self.schemas: dict[int, Any] = {}
         self.sent = Sent()
         monkeypatch.setattr(streams.flow, "Tail", lambda *_: self)
+        monkeypatch.setattr(streams.flow, "topic_ids", lambda _, topics: dict.fromkeys(topics, "id"))
         customers = LookupTable(load_agents([ROOT])[0].lookups[0])
         shape = pa.schema([("id", pa.int64()), ("country", pa.string()), ("segment", pa.string())])
         customers.apply(0, changes([("c", None, {"id": 1, "country": "DE", "segment": "gold"}, 1)], shape))
@@ -150,6 +151,7 @@ async def test_orders_become_events_with_what_was_before(world: World, flow: Age
         (105, "truncation", "dropped"),
         (106, "status: one_of [new, paid, shipped, delivered, cancelled]", "quarantined"),
     ]
+    assert {r["source_topic_id"] for r in world.sent.rows("ops.quarantine")} == {"id"}
     # The quarantine leaves first: the output is what a successor goes by.
     assert [(topic, partition) for topic, partition, _, _ in world.sent.messages] == [
         ("ops.quarantine", 1),
@@ -176,11 +178,12 @@ async def test_what_a_predecessor_sent_is_not_sent_again(world: World, flow: Age
     world.logs["clean.orders"] = pa.RecordBatch.from_pydict({"source_offset": [100, 101, 100]})
     world.logs["ops.quarantine"] = pa.RecordBatch.from_pydict(
         {
-            "stage": ["agent:orders", "agent:orders", "bronze", "agent:orders"],
-            "source_topic": ["shop.public.orders"] * 4,
-            "source_partition": pa.array([1, 1, 1, 0], pa.int32()),
-            "source_offset": [90, 103, 102, 102],
-            "kafka_timestamp": pa.array([NOON] * 4, pa.timestamp("us", "UTC")),
+            "stage": ["agent:orders", "agent:orders", "bronze", "agent:orders", "agent:orders"],
+            "source_topic": ["shop.public.orders"] * 5,
+            "source_partition": pa.array([1, 1, 1, 0, 1], pa.int32()),
+            "source_offset": [90, 103, 102, 102, 104],
+            "kafka_timestamp": pa.array([NOON] * 5, pa.timestamp("us", "UTC")),
+            "source_topic_id": [None, "id", "id", "id", "of before"],
         }
     )
     assert await flow.assigned(1, Committed(100, "")) == 100

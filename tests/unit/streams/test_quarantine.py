@@ -17,7 +17,7 @@ def test_rows_are_in_offset_order_and_whole_only_when_quarantined() -> None:
         Departure(np.array([], np.int64), "dropped", "nobody", texts("", 0)),
         Departure(np.array([0, 2]), "dropped", "other", texts("why", 2)),
     ]
-    batch = quarantine_batch("agent:a", chunk, departures, np.array([7, 7, -1, 8]), now=1.5)
+    batch = quarantine_batch("agent:a", chunk, departures, np.array([7, 7, -1, 8]), "id", now=1.5)
     assert batch is not None
     contract = load_contracts([]).by_topic[TOPIC].avro
     rows = Decoder(contract).decode(Encoder(contract, 1).encode(batch)).batch.to_pylist()
@@ -33,12 +33,14 @@ def test_rows_are_in_offset_order_and_whole_only_when_quarantined() -> None:
         (None, None, None),
         (b"k3", b"v3", 8),
     ]
-    assert {(r["stage"], r["source_topic"], r["source_partition"]) for r in rows} == {("agent:a", "src", 2)}
+    assert {(r["stage"], r["source_topic"], r["source_topic_id"], r["source_partition"]) for r in rows} == {
+        ("agent:a", "src", "id", 2)
+    }
     assert rows[0]["quarantined_at"].timestamp() == 1.5
 
 
 def test_nothing_left_is_nothing_to_send() -> None:
-    assert quarantine_batch("agent:a", make_chunk([b"v"]), [], np.array([1])) is None
+    assert quarantine_batch("agent:a", make_chunk([b"v"]), [], np.array([1]), None) is None
 
 
 def test_texts_take_one_text_an_array_or_a_list() -> None:

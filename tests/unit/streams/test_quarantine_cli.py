@@ -46,12 +46,13 @@ def fill(catalog: SqlCatalog) -> None:
         Departure(np.array([0, 1]), "quarantined", "temperature: between -60 90", texts(["91.5", "99"], 2), "Reading"),
         Departure(np.array([2]), "dropped", "duplicate", texts("seq=4", 1)),
     ]
-    new = quarantine_batch("agent:readings", chunk, departures, np.array([7, -1, -1]))
+    new = quarantine_batch("agent:readings", chunk, departures, np.array([7, -1, -1]), "id")
     old = quarantine_batch(
         "bronze",
         make_chunk([b"junk"], topic="other"),
         [Departure(np.array([0]), "quarantined", "not framed", texts("not framed", 1))],
         np.array([-1]),
+        None,
         now=(datetime.now(UTC) - timedelta(days=3)).timestamp(),
     )
     assert new is not None

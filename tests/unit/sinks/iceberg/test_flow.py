@@ -55,7 +55,8 @@ class Quarantine(Away):
         super().__init__(calls)
         self.sent: list[int] = []
 
-    async def send(self, rejects: Sequence[Reject]) -> None:
+    async def send(self, rejects: Sequence[Reject], topic_id: str) -> None:
+        assert topic_id == "topic"
         self.ask()
         self.sent += [int(o) for r in rejects for o in r.slice.offsets[r.rows]]
 

@@ -156,13 +156,13 @@ def test_rejects_are_whole_and_in_offset_order():
         Reject(part, np.array([1, 3]), "bronze", "a", ("r1", "r3")),
         Reject(part, np.array([0]), "bronze", "b", ("r0",)),
     ]
-    rows = quarantine_rows(rejects, 1.5).to_pylist()
+    rows = quarantine_rows(rejects, "id", 1.5).to_pylist()
     assert [(r["source_offset"], r["rule"], r["reason"], r["key"]) for r in rows] == [
         (10, "b", "r0", b"k0"),
         (11, "a", "r1", b"k1"),
         (13, "a", "r3", b"k3"),
     ]
-    assert {r["schema_id"] for r in rows} == {None}
+    assert {(r["schema_id"], r["source_topic_id"]) for r in rows} == {(None, "id")}
 
 
 def test_the_installed_pyiceberg_is_the_one_this_was_written_for():
