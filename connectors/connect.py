@@ -177,6 +177,9 @@ class Connect:
         try:
             message = str(answer.json().get("message"))
         except (ValueError, AttributeError):
+            # Connect itself answers in JSON: this is its web server before Connect is there.
+            if answer.status_code == 404:
+                raise UnavailableError("is still starting", where=f"Connect at {self.url}") from None
             message = answer.text[:500]
         if answer.status_code in (409, 429, 502, 503, 504):
             raise UnavailableError(message, where=f"Connect at {self.url}")

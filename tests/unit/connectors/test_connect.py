@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 
-from connectors.connect import Problem, load_connector, refusals, summarize
-from headrace.errors import ConfigError, ContractError
+from connectors.connect import Connect, Problem, load_connector, refusals, summarize
+from headrace.errors import ConfigError, ContractError, UnavailableError
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
 
@@ -89,3 +90,11 @@ def test_the_reason_is_what_was_thrown_and_its_root() -> None:
     trace = "org.X: Task failed\n\tat a.b\nCaused by: org.Y: middle\n\tat c\nCaused by: psql: slot is active\n\tat d"
     found = summarize("c", {"connector": {"state": "RUNNING"}, "tasks": [{"id": 0, "state": "FAILED", "trace": trace}]})
     assert found.reason == "org.X: Task failed <- psql: slot is active"
+
+
+def test_a_web_server_before_connect_is_there_is_not_an_answer() -> None:
+    client = Connect("http://connect")
+    starting = httpx.MockTransport(lambda _: httpx.Response(404, text="<html>Not Found</html>"))
+    client._client = httpx.Client(base_url="http://connect", transport=starting)
+    with pytest.raises(UnavailableError, match="still starting"):
+        client.statuses()
