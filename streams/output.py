@@ -10,23 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
 from headrace.errors import TerminalError
 from headrace.kafka.client import producer_options
 from headrace.kafka.errors import from_client
-from headrace.kafka.producer import ColumnarProducer
+from headrace.kafka.producer import ColumnarProducer, slices
 
-# Plain bytes of a request's rows, below the producer's batch size.
-SLICE_BYTES = 900_000
-# Most that a record's lengths, offset and timestamp take.
-RECORD_OVERHEAD = 32
 STALLED_SECONDS = 10.0
 
 
@@ -86,24 +79,3 @@ class Output:
         oldest = min(self._sending.values(), default=None)
         waited = 0.0 if oldest is None else time.monotonic() - oldest
         return f"Kafka has not acknowledged for {waited:.0f} s" if waited > STALLED_SECONDS else None
-
-
-def slices(keys: pa.BinaryArray | None, values: pa.BinaryArray) -> Iterator[tuple[int, int]]:
-    """Consecutive (start, stop) of rows that fit one request; a row that is larger than that stands alone."""
-    sizes = _lengths(values) + RECORD_OVERHEAD
-    if keys is not None:
-        sizes += _lengths(keys)
-    ends = np.cumsum(sizes)
-    start = 0
-    while start < len(ends):
-        before = ends[start] - sizes[start]
-        stop = max(start + 1, int(np.searchsorted(ends, before + SLICE_BYTES, side="right")))
-        yield start, stop
-        start = stop
-
-
-def _lengths(column: pa.BinaryArray) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    out: np.ndarray[tuple[int], np.dtype[np.int64]] = (
-        pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
-    )
-    return out

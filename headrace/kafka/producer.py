@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from aiokafka import AIOKafkaProducer
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.structs import RecordMetadata
@@ -23,6 +24,11 @@ from aiokafka.structs import RecordMetadata
 from headrace.errors import HeadraceError
 from headrace.kafka.reader import ReadLimits
 from headrace.kafka.writer import Columns, EncodedBatch, encode_batches, encode_one_batch, partition_for
+
+# Plain bytes of a request's rows, below the batch size of `producer_options`.
+SLICE_BYTES = 900_000
+# Most that a record's lengths, offset and timestamp take.
+RECORD_OVERHEAD = 32
 
 
 class _ColumnarBatch(BatchBuilder):
@@ -96,6 +102,18 @@ class ColumnarProducer(AIOKafkaProducer):
             e.where = e.where or f"{topic}-{partition}"
             raise
 
+    async def send_in_turn(
+        self, topic: str, partition: int, keys: pa.BinaryArray | None, values: pa.BinaryArray
+    ) -> None:
+        """Send rows to one partition, a request at a time, each after the one before is acknowledged.
+
+        Whatever fails, what is in the topic is a prefix of the rows: sent again from the first, none of them appears
+        before one that precedes it. Raises as `send_columns`.
+        """
+        for start, stop in slices(keys, values):
+            part = None if keys is None else keys.slice(start, stop - start)
+            await asyncio.gather(*await self.send_columns(topic, partition, part, values.slice(start, stop - start)))
+
     async def send_by_key(
         self,
         topic: str,
@@ -147,3 +165,24 @@ class ColumnarProducer(AIOKafkaProducer):
             max_bytes=self._max_request_size,
             transactional=self._transactional,
         )
+
+
+def slices(keys: pa.BinaryArray | None, values: pa.BinaryArray) -> Iterator[tuple[int, int]]:
+    """Consecutive (start, stop) of rows that fit one request; a row that is larger than that stands alone."""
+    sizes = _lengths(values) + RECORD_OVERHEAD
+    if keys is not None:
+        sizes += _lengths(keys)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(ends):
+        before = ends[start] - sizes[start]
+        stop = max(start + 1, int(np.searchsorted(ends, before + SLICE_BYTES, side="right")))
+        yield start, stop
+        start = stop
+
+
+def _lengths(column: pa.BinaryArray) -> npt.NDArray[np.int64]:
+    out: npt.NDArray[np.int64] = (
+        pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    )
+    return out

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
 from headrace.kafka import ColumnarProducer, admin
@@ -36,26 +37,30 @@ class Quarantine:
         self._encoder: Encoder | None = None
         self._producer: ColumnarProducer | None = None
         self._partitions = 0
-        self._starting = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def send(self, rejects: Sequence[Reject], topic_id: str) -> None:
         """Return when all of them are acknowledged. They are of one topic, which has this id.
 
+        After an error, all of them are to be sent again: what is in the quarantine is a prefix of each partition's.
         Raises `UnavailableError` and aiokafka's errors.
         """
-        async with self._starting:
+        async with self._turn:
             producer, encoder = await self._start()
-        sent = []
-        for partition in sorted({reject.slice.partition for reject in rejects}):
-            mine = [reject for reject in rejects if reject.slice.partition == partition]
-            batch = quarantine_rows(mine, topic_id, time.time())
-            values = await asyncio.to_thread(encoder.encode, batch)
-            sent += await producer.send_columns(self._contract.topic, partition % self._partitions, None, values)
-        await asyncio.gather(*sent)
+            try:
+                for partition in sorted({reject.slice.partition for reject in rejects}):
+                    mine = [reject for reject in rejects if reject.slice.partition == partition]
+                    values = await asyncio.to_thread(encoder.encode, quarantine_rows(mine, topic_id, time.time()))
+                    await producer.send_in_turn(self._contract.topic, partition % self._partitions, None, values)
+            except KafkaError:
+                # Its sequence of batches has a hole: a broker may refuse what follows.
+                await self.close()
+                raise
 
     async def close(self) -> None:
         if self._producer is not None:
-            await self._producer.stop()
+            producer, self._producer = self._producer, None
+            await producer.stop()
 
     async def _start(self) -> tuple[ColumnarProducer, Encoder]:
         topic = self._contract.topic
@@ -67,7 +72,11 @@ class Quarantine:
             self._encoder = Encoder(self._contract.avro, schema_id)
         if self._producer is None:
             producer = ColumnarProducer(**producer_options(self._kafka))
-            await producer.start()
+            try:
+                await producer.start()
+            except (KafkaError, OSError):
+                await producer.stop()
+                raise
             self._producer = producer
         return self._producer, self._encoder
 

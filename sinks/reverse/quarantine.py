@@ -13,6 +13,7 @@ from typing import Any
 
 import orjson
 import pyarrow as pa
+from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
 from headrace.kafka import ColumnarProducer
@@ -61,7 +62,10 @@ class RefusalLog:
         self._producer: ColumnarProducer | None = None
 
     async def send(self, refusals: Sequence[tuple[str, Refusal]]) -> None:
-        """Return when the broker has them. Raises `UnavailableError` and aiokafka's errors."""
+        """Return when the broker has them; after an error, all are to be sent again.
+
+        Raises `UnavailableError` and aiokafka's errors.
+        """
         topic = self._contract.topic
         if self._encoder is None:
             await asyncio.to_thread(ensure_topics, self._kafka, {topic: TopicSpec()})
@@ -70,12 +74,21 @@ class RefusalLog:
             self._encoder = Encoder(self._contract.avro, number)
         if self._producer is None:
             producer = ColumnarProducer(**producer_options(self._kafka))
-            await producer.start()
+            try:
+                await producer.start()
+            except (KafkaError, OSError):
+                await producer.stop()
+                raise
             self._producer = producer
         rows = quarantine_rows(self._sync, self._target, refusals, time.time())
-        futures = await self._producer.send_columns(topic, 0, None, self._encoder.encode(rows))
-        await asyncio.gather(*futures)
+        try:
+            await self._producer.send_in_turn(topic, 0, None, self._encoder.encode(rows))
+        except KafkaError:
+            # Its sequence of batches has a hole: a broker may refuse what follows.
+            await self.close()
+            raise
 
     async def close(self) -> None:
         if self._producer is not None:
-            await self._producer.stop()
+            producer, self._producer = self._producer, None
+            await producer.stop()

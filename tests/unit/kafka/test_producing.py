@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 
 import pyarrow as pa
 import pytest
+from aiokafka.errors import KafkaTimeoutError
 from aiokafka.record.default_records import DefaultRecordBatch
+from aiokafka.structs import RecordMetadata
 
 import headrace.kafka
 from headrace import native
-from headrace.kafka.producer import _ColumnarBatch
+from headrace.kafka.producer import RECORD_OVERHEAD, SLICE_BYTES, ColumnarProducer, _ColumnarBatch, slices
 from headrace.kafka.writer import Columns, encode_batches, encode_headers, partition_for
 from tests.unit.kafka.rows import Row, columns
 
@@ -68,3 +71,38 @@ def test_kernels_are_cached_under_the_fingerprint_of_what_they_inline() -> None:
 def test_admin_does_not_load_the_kernels() -> None:
     code = "import sys, headrace.kafka.admin; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_slices_cover_all_rows_and_fit_a_request() -> None:
+    sizes = [10, SLICE_BYTES // 2, SLICE_BYTES // 2, SLICE_BYTES * 2, 5, None]
+    values = pa.array([None if n is None else b"x" * n for n in sizes], pa.binary())
+    found = list(slices(values, values))
+    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
+    assert found[-1][1] == len(values)
+    for start, stop in found:
+        plain = sum(2 * (n or 0) + RECORD_OVERHEAD for n in sizes[start:stop])
+        assert plain <= SLICE_BYTES or stop - start == 1
+    assert list(slices(None, pa.array([], pa.binary()))) == []
+
+
+async def test_a_request_leaves_only_after_the_one_before_is_acknowledged() -> None:
+    values = pa.array([b"x" * SLICE_BYTES] * 3)
+    producer = ColumnarProducer.__new__(ColumnarProducer)
+    acks: list[asyncio.Future[RecordMetadata]] = []
+
+    async def send_columns(_topic: str, _partition: int, _keys: None, rows: pa.BinaryArray) -> object:
+        assert len(rows) == 1
+        assert all(ack.done() for ack in acks)
+        acks.append(asyncio.get_running_loop().create_future())
+        return acks[-1:]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(producer, "send_columns", send_columns)
+        sending = asyncio.create_task(producer.send_in_turn("t", 0, None, values))
+        await asyncio.sleep(0)
+        assert len(acks) == 1
+        acks[0].set_exception(KafkaTimeoutError())
+        with pytest.raises(KafkaTimeoutError):
+            await sending
+        assert len(acks) == 1
+    producer._closed = True

@@ -5,7 +5,6 @@ import pyarrow as pa
 
 from schemas.codec import Decoder, Encoder
 from schemas.contracts import load_contracts
-from streams.output import RECORD_OVERHEAD, SLICE_BYTES, slices
 from streams.quarantine import TOPIC, Departure, quarantine_batch, texts
 from tests.unit.streams.support import make_chunk
 
@@ -47,15 +46,3 @@ def test_texts_take_one_text_an_array_or_a_list() -> None:
     assert texts("a", 2).to_pylist() == ["a", "a"]
     assert texts(pa.array([1.5, None]), 2).to_pylist() == ["1.5", "null"]
     assert texts(pa.chunked_array([["a"], ["b"]]), 2).to_pylist() == ["a", "b"]
-
-
-def test_slices_cover_all_rows_and_fit_a_request() -> None:
-    sizes = [10, SLICE_BYTES // 2, SLICE_BYTES // 2, SLICE_BYTES * 2, 5, None]
-    values = pa.array([None if n is None else b"x" * n for n in sizes], pa.binary())
-    found = list(slices(values, values))
-    assert [start for start, _ in found] == [0, *(stop for _, stop in found[:-1])]
-    assert found[-1][1] == len(values)
-    for start, stop in found:
-        plain = sum(2 * (n or 0) + RECORD_OVERHEAD for n in sizes[start:stop])
-        assert plain <= SLICE_BYTES or stop - start == 1
-    assert list(slices(None, pa.array([], pa.binary()))) == []
