@@ -45,5 +45,12 @@ def from_client(error: Exception, *, where: str = "", hint: str = "") -> Headrac
     return (UnavailableError if passing else TerminalError)(f"Kafka: {what}", where=where, hint=hint)
 
 
-# librdkafka marks these local conditions as not retriable; a broker that comes back ends them all.
-_PASSING = {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_RESOLVE", "_TIMED_OUT_QUEUE", "_WAIT_COORD"}
+# librdkafka marks none of these as retriable outside its own requests; a broker that comes back, or an election that
+# ends, ends them all. After the first line it is Kafka's own list (protocol guide, error codes, "retriable").
+_PASSING = {
+    *("_TRANSPORT", "_ALL_BROKERS_DOWN", "_TIMED_OUT", "_RESOLVE", "_TIMED_OUT_QUEUE", "_WAIT_COORD"),
+    *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH"),
+    *("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS", "NOT_CONTROLLER"),
+    *("REQUEST_TIMED_OUT", "NETWORK_EXCEPTION", "BROKER_NOT_AVAILABLE", "REPLICA_NOT_AVAILABLE"),
+    *("NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND", "OFFSET_NOT_AVAILABLE"),
+}
