@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,6 +33,9 @@ MAX_BODY = 16 << 20
 MAX_ERRORS = 1000
 ACK_SECONDS = 10.0
 CONCURRENT = 64
+# Bytes of bodies taken at once; rows and records made of them take several times as much memory.
+MAX_BODIES = 32 << 20
+CLOSE_SECONDS = 5.0
 NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl", "application/jsonlines")
 
 
@@ -93,13 +97,41 @@ def check_rules(stream: Stream, found: Converted) -> tuple[pa.RecordBatch, list[
     return found.batch.filter(pa.array(keep)), list(broken.values())
 
 
+class Bodies:
+    """How many bytes of bodies may still be taken, over all requests."""
+
+    def __init__(self, limit: int) -> None:
+        self._free = limit
+
+    @contextmanager
+    def claims(self) -> Iterator[Callable[[int], None]]:
+        """What claims bytes for one request, all given back at its end; raises `Problem` 503 when they are not free."""
+        mine = 0
+
+        def claim(size: int) -> None:
+            nonlocal mine
+            if size > self._free:
+                raise Problem(503, "Too many bytes at once", retry_after=1)
+            self._free -= size
+            mine += size
+
+        try:
+            yield claim
+        finally:
+            self._free += mine
+
+
 class Ingest:
-    """The handler. `close` sends what waits; without it nothing that was answered is lost."""
+    """HTTP ingest over the contracts of the content folders. Connects at the first request.
+
+    `close` sends what waits, for a few seconds; nothing that was answered waits.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._feed: Feed | None = None
         self._slots = asyncio.Semaphore(CONCURRENT)
+        self._bodies = Bodies(MAX_BODIES)
         self._contracts: Mapping[str, Contract] = load_contracts(settings.content).by_name
 
     def routes(self) -> list[BaseRoute]:
@@ -107,7 +139,9 @@ class Ingest:
 
     async def close(self) -> None:
         if self._feed is not None:
-            await self._feed.close()
+            # Kafka may be away.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._feed.close(), CLOSE_SECONDS)
 
     async def post(self, request: Request) -> Response:
         try:
@@ -122,10 +156,12 @@ class Ingest:
         if self._slots.locked():
             raise Problem(503, "Too many requests at once", retry_after=1)
         async with self._slots:
-            rows, indexes, errors = parse_rows(await read_body(request), request.headers.get("content-type", ""))
-            stream = await self._attempt(lambda: self._stream(contract))
-            ROWS_IN.labels(FLOW, contract.topic).inc(len(rows) + len(errors))
-            accepted, refused = await self._take(stream, rows)
+            with self._bodies.claims() as claim:
+                body = await read_body(request, claim)
+                rows, indexes, errors = parse_rows(body, request.headers.get("content-type", ""))
+                stream = await self._attempt(lambda: self._stream(contract))
+                ROWS_IN.labels(FLOW, contract.topic).inc(len(rows) + len(errors))
+                accepted, refused = await self._take(stream, rows)
         # A row's index is its place in the request, whatever lines before it were not JSON.
         errors += [replace(error, index=indexes[error.index]) for error in refused]
         errors.sort(key=lambda error: error.index)
@@ -186,8 +222,8 @@ class Ingest:
             raise Problem(500, "The rows were not taken", what) from e
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, refused with 413 as soon as it is known to be too large."""
+async def read_body(request: Request, claim: Callable[[int], None]) -> bytes:
+    """The body, refused with 413 as soon as it is known to be too large; `claim` hears of all bytes that are kept."""
     declared = request.headers.get("content-length", "")
     parts: list[bytes] = []
     size = int(declared) if declared.isdigit() else 0
@@ -197,12 +233,9 @@ async def read_body(request: Request) -> bytes:
             size += len(part)
             if size > MAX_BODY:
                 break
+            # Not before it is here: a slow sender of a long body must not keep others out.
+            claim(len(part))
             parts.append(part)
     if size > MAX_BODY:
         raise Problem(413, "The body is too large", f"at most {MAX_BODY} bytes: send several requests")
     return b"".join(parts)
-
-
-def ingest_routes(settings: Settings) -> list[BaseRoute]:
-    """Routes of HTTP ingest over the contracts of the content folders. Connects at the first request."""
-    return Ingest(settings).routes()

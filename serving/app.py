@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import cast, get_args
 
 from fastapi import FastAPI
 from nicegui import ui
 
-from connectors.ingest import ingest_routes
+from connectors.ingest import Ingest
 from headrace.config import Settings
 from headrace.process import Lifecycle
 from serving.api import add_api
@@ -18,10 +19,18 @@ from serving.dashboard import Theme, build
 
 def service(settings: Settings) -> tuple[FastAPI, Callable[[Lifecycle], Awaitable[None]]]:
     """The application and the body of its process, which collects what the application shows."""
-    app = FastAPI(title="Headrace", docs_url="/api/docs", openapi_url="/api/openapi.json")
+    ingest = Ingest(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        # The server has let its requests end by now.
+        await ingest.close()
+
+    app = FastAPI(title="Headrace", docs_url="/api/docs", openapi_url="/api/openapi.json", lifespan=lifespan)
     collector = Collector(settings)
     add_api(app, settings, collector)
-    app.router.routes.extend(ingest_routes(settings))
+    app.router.routes.extend(ingest.routes())
 
     @ui.page("/")
     def dashboard(theme: str = "auto") -> None:

@@ -14,7 +14,7 @@ import pytest
 from starlette.applications import Starlette
 
 from connectors import ingest
-from connectors.ingest import Ingest, ingest_routes
+from connectors.ingest import Ingest
 from headrace.kafka import partition_for
 from headrace.kafka.admin import TopicSpec, ensure_topics
 from tests.integration.connectors.conftest import Own
@@ -84,7 +84,7 @@ async def test_no_answer_before_the_broker_has_the_rows(own: Own, monkeypatch: p
     away = own.settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:1"})
     settings = own.settings.model_copy(update={"kafka": away})
     monkeypatch.setattr(ingest, "ACK_SECONDS", 1.0)
-    transport = httpx.ASGITransport(Starlette(routes=ingest_routes(settings)))
+    transport = httpx.ASGITransport(Starlette(routes=Ingest(settings).routes()))
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         answer = await client.post(f"/ingest/Reading_{own.name}", json=reading(1))
     assert answer.status_code == 503

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import REGISTRY
 from starlette.applications import Starlette
+from starlette.requests import Request
 
 from connectors.convert import JsonConverter
 from connectors.feed import Stream
-from connectors.ingest import Ingest, Problem, parse_rows
+from connectors.ingest import Bodies, Ingest, Problem, parse_rows, read_body
 from headrace.config import Settings
 from schemas.codec.encoder import Encoder
 from schemas.contracts import Contract
@@ -67,3 +70,27 @@ async def test_refused_rows_are_dropped_by_rule_and_never_called_quarantined(mon
         for sample in family.samples
         if sample.name == "headrace_flow_rows_quarantined_total" and sample.labels["flow"] == "ingest"
     ]
+
+
+async def test_bodies_beyond_the_memory_for_them_are_refused_until_others_are_done() -> None:
+    bodies = Bodies(100)
+
+    async def read(claim: Callable[[int], None], *parts: bytes) -> bytes:
+        messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
+        left = iter([*messages, {"type": "http.request", "body": b"", "more_body": False}])
+
+        async def receive() -> dict[str, Any]:
+            return next(left)
+
+        return await read_body(Request({"type": "http", "headers": []}, receive), claim)
+
+    with bodies.claims() as one:
+        assert await read(one, b"x" * 60) == b"x" * 60
+        with pytest.raises(Problem) as refused, bodies.claims() as two:
+            await read(two, b"x" * 30, b"x" * 30)
+        answer = refused.value.response()
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        with bodies.claims() as three:
+            assert len(await read(three, b"x" * 40)) == 40
+    with bodies.claims() as all_of_it:
+        assert len(await read(all_of_it, b"x" * 100)) == 100
