@@ -6,6 +6,9 @@ decides by type alone: a `TransientError` may be tried again, a `TerminalError` 
 
 from __future__ import annotations
 
+import os
+import traceback
+from pathlib import Path
 from typing import Any
 
 
@@ -72,3 +75,19 @@ class UnavailableError(TransientError):
 
 class StackError(TerminalError):
     """The local stack cannot start or stop a server."""
+
+
+def unforeseen(error: BaseException, *, where: str = "", hint: str = "") -> TerminalError:
+    """An error that nobody raised on purpose, told by its type and the place that raised it.
+
+    Its own text is left out: it may hold values of rows. Of an error of the operating system the reason is told.
+    """
+    name = type(error).__name__
+    if isinstance(error, OSError) and (error.errno or 0) > 0:
+        name = f"{name} ({os.strerror(error.errno)})"
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1] if frames else None)
+    place = f" raised at {Path(frame.filename).name}:{frame.lineno} in {frame.name}" if frame else ""
+    found = TerminalError(f"{name}{place}", where=where, hint=hint)
+    found.__cause__ = error
+    return found

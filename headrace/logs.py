@@ -5,8 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import Any
 
 import structlog
+
+from headrace.errors import HeadraceError, unforeseen
+
+
+def told_safely(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Type and place of an exception that is logged, whoever logs it, in place of its text."""
+    if found := event.pop("exc_info", None):
+        error = found if isinstance(found, BaseException) else found[1] if isinstance(found, tuple) else sys.exception()
+        if error is not None:
+            event["exception"] = str(error) if isinstance(error, HeadraceError) else unforeseen(error).what
+    return event
 
 
 def configure_logs(process: str, level: str | None = None) -> None:
@@ -16,6 +28,7 @@ def configure_logs(process: str, level: str | None = None) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        told_safely,
     ]
     final: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ)
@@ -23,7 +36,7 @@ def configure_logs(process: str, level: str | None = None) -> None:
         else structlog.processors.JSONRenderer()
     )
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, final],
+        processors=[*shared, final],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )

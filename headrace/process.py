@@ -12,7 +12,6 @@ import signal
 from collections.abc import Awaitable, Callable
 from importlib.metadata import PackageNotFoundError, version
 
-import structlog
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -21,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from headrace.config import ProcessSettings
-from headrace.errors import HeadraceError
+from headrace.errors import HeadraceError, unforeseen
 from headrace.logs import configure_logs, get_logger
 from headrace.metrics import BUILD
 
@@ -145,8 +144,8 @@ def run_process(
     except HeadraceError as e:
         log.error("failed", **e.as_dict())
         return 1
-    except Exception:
-        structlog.get_logger("process").exception("failed")
+    except Exception as e:
+        log.error("failed", **unforeseen(e).as_dict())
         return 1
     log.info("stopped")
     return 0

@@ -11,15 +11,13 @@ import abc
 import asyncio
 import random
 import time
-import traceback
 from collections.abc import Awaitable, Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from headrace import metrics
-from headrace.errors import HeadraceError, TerminalError, TransientError
+from headrace.errors import HeadraceError, TerminalError, TransientError, unforeseen
 from headrace.kafka.columns import Chunk
 from headrace.logs import get_logger
 from streams.transport import ColumnarSchema, Delivery
@@ -229,12 +227,5 @@ def terminal(error: Exception, processor: Processor, chunk: Chunk) -> HeadraceEr
     if isinstance(error, HeadraceError):
         error.where = error.where or place(processor, chunk)
         return error
-    frames = traceback.extract_tb(error.__traceback__)
-    frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1])
-    found = TerminalError(
-        f"{type(error).__name__} raised at {Path(frame.filename).name}:{frame.lineno} in {frame.name}",
-        where=place(processor, chunk),
-        hint="the chunk is not lost: it is read again when the worker starts",
-    )
-    found.__cause__ = error
-    return found
+    hint = "the chunk is not lost: it is read again when the worker starts"
+    return unforeseen(error, where=place(processor, chunk), hint=hint)

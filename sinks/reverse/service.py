@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import Gauge
 
 from headrace.config import Settings
-from headrace.errors import FencedError, HeadraceError, TransientError
+from headrace.errors import FencedError, HeadraceError, TransientError, unforeseen
 from headrace.kafka.client import client_options
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
@@ -143,8 +143,7 @@ class Supervisor:
             except (HeadraceError, KafkaError, OSError) as e:
                 await self._rest(e if isinstance(e, HeadraceError) else from_client(e), backoff)
             except Exception as e:
-                self._log.exception("failed")
-                await self._rest(HeadraceError(f"{type(e).__name__}: {e}"), backoff)
+                await self._rest(unforeseen(e), backoff)
             finally:
                 await lock.stop()
 

@@ -15,14 +15,22 @@ import httpx
 import pytest
 
 PROGRAM = """
-import asyncio, sys
+import asyncio, logging, sys
 from headrace.config import ProcessSettings
 from headrace.errors import FencedError
+from headrace.logs import get_logger
 from headrace.process import Lifecycle, run_process
 
 async def body(lifecycle: Lifecycle) -> None:
     if sys.argv[1] == "fail":
         raise FencedError("moved", where="table t", hint="stop the other one")
+    if sys.argv[1] == "crash":
+        try:
+            {"jane@example.com": 1}["john@example.com"]
+        except KeyError:
+            logging.getLogger("library").exception("a library's")
+            get_logger("own").exception("our own")
+            raise
     lifecycle.checks["server"] = lambda: None if sys.argv[1] == "well" else "is away"
     lifecycle.ready()
     await lifecycle.stopping.wait()
@@ -31,6 +39,8 @@ async def body(lifecycle: Lifecycle) -> None:
 
 sys.exit(run_process(body, ProcessSettings(name="t", port=int(sys.argv[2]))))
 """
+
+PROGRAM_RAISES = '            {"jane@example.com": 1}["john@example.com"]'
 
 
 def free_port() -> int:
@@ -93,6 +103,18 @@ def test_a_failure_ends_it_with_what_where_and_hint_in_one_line() -> None:
             "table t",
             "stop the other one",
         )
+
+
+def test_what_nobody_foresaw_is_told_without_its_text() -> None:
+    with running("crash") as (child, _):
+        _, err = child.communicate(timeout=20)
+    assert child.returncode == 1
+    assert "john" not in err
+    assert "Traceback" not in err
+    lines = {line["event"]: line for line in map(json.loads, err.strip().splitlines())}
+    told = f"KeyError raised at <string>:{PROGRAM.splitlines().index(PROGRAM_RAISES) + 1} in body"
+    assert (lines["failed"]["error"], lines["failed"]["what"]) == ("TerminalError", told)
+    assert lines["a library's"]["exception"] == lines["our own"]["exception"] == told
 
 
 def test_a_taken_port_ends_it() -> None:
