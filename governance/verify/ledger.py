@@ -1,4 +1,4 @@
-"""What the quarantine topic says about each record: its whole content, read once, by coordinates."""
+"""What the quarantine topic says about each record: its whole content, read as it grows, by coordinates."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from governance.verify.values import from_avro
 from headrace.errors import DecodeError
 
 QUARANTINE = "ops.quarantine"
+
+Place = tuple[int, int]
+"""Source offset, and index within it."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +31,28 @@ class Ledger:
     """
 
     def __init__(self, kafka: KafkaReader, schemas: Schemas) -> None:
+        self._kafka, self._schemas = kafka, schemas
         self._entries: dict[tuple[str, str, int, int], Entry] = {}
-        self.ends: dict[int, int] = {}
-        ids: dict[str, str | None] = {}
-        for partition in range(kafka.topics().get(QUARANTINE, 0)):
-            low, high = kafka.bounds(QUARANTINE, partition)
-            self.ends[partition] = high
-            for _, row in first_appearances(schemas, kafka.read(QUARANTINE, partition, low, high)):
+        self._ids: dict[str, str | None] = {}
+        self._ends: dict[int, int] = {}
+        self._highest: dict[int, dict[str, Place]] = {}
+        self.read_on()
+
+    def read_on(self) -> None:
+        """Take in what has come since the last time."""
+        for partition in range(self._kafka.topics().get(QUARANTINE, 0)):
+            low, high = self._kafka.bounds(QUARANTINE, partition)
+            records = self._kafka.read(QUARANTINE, partition, max(low, self._ends.get(partition, 0)), high)
+            highest = self._highest.setdefault(partition, {})
+            for _, row in first_appearances(self._schemas, records, highest):
                 topic = row["source_topic"]
-                if topic not in ids:
-                    ids[topic] = kafka.topic_id(topic)
-                if row.get("source_topic_id") not in (None, ids[topic]):
+                if topic not in self._ids:
+                    self._ids[topic] = self._kafka.topic_id(topic)
+                if row.get("source_topic_id") not in (None, self._ids[topic]):
                     continue
                 at = (row["stage"], topic, row["source_partition"], row["source_offset"])
                 self._entries[at] = Entry(row["disposition"], row.get("rule", ""), row.get("value"))
+            self._ends[partition] = high
 
     def get(self, stage: str, topic: str, partition: int, offset: int) -> Entry | None:
         return self._entries.get((stage, topic, partition, offset))
@@ -60,12 +71,16 @@ def lane(row: dict[str, Any]) -> str:
     return name if made is None else f"{name}|{made}"
 
 
-def first_appearances(schemas: Schemas, records: Iterator[Record]) -> Iterator[tuple[Record, dict[str, Any]]]:
+def first_appearances(
+    schemas: Schemas, records: Iterator[Record], highest: dict[str, Place] | None = None
+) -> Iterator[tuple[Record, dict[str, Any]]]:
     """Records of a derived topic without replays: those whose coordinates are above all before them in their lane.
+
+    `highest` is what was seen before, by lane, and is kept up to date.
 
     Raises `DecodeError` naming the coordinates: what Headrace itself writes must decode.
     """
-    highest: dict[str, tuple[int, int]] = {}
+    highest = {} if highest is None else highest
     for record in records:
         if record.value is None:
             continue

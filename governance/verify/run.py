@@ -76,9 +76,8 @@ class Verification:
             return not wanted or any(text in name for text in wanted for name in names)
 
         self.progress("reading the quarantine")
-        # Tables and committed offsets are read before the quarantine: what they have passed is in it by then.
+        # Committed offsets are read before the quarantine: what they have passed is in it by then.
         topics = self.kafka.topics()
-        tables = {name: self.lake.table(name) for name in self.lake.names()}
         agents = [a for a in load_agents(self.settings.content) if a.source in topics]
         group = self.settings.worker.application
         committed = {a.name: self.kafka.committed(group, a.source, topics[a.source]) for a in agents}
@@ -96,14 +95,14 @@ class Verification:
             checks.append(failed)
 
         for topic in change_topics(topics, self.prefixes):
-            self._cdc(add, topic, topics[topic], tables)
+            self._cdc(add, topic, topics[topic])
         for contract in self.contracts:
             if contract.is_cdc or contract.topic not in topics:
                 continue
             if contract.derived_from or contract.is_builtin:
-                self._derived(add, contract, topics[contract.topic], tables)
+                self._derived(add, contract, topics[contract.topic])
             else:
-                self._bronze(add, contract.topic, topics[contract.topic], tables)
+                self._bronze(add, contract.topic, topics[contract.topic])
         for agent in agents:
             stage, partitions = f"agent:{agent.name}", topics[agent.source]
             add(
@@ -141,20 +140,26 @@ class Verification:
             chained=contract is not None and bool(contract.derived_from),
         )
 
-    def _bronze(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
-        table = tables.get(name := table_name("bronze", topic))
-        add(
-            topic,
-            f"records in {name}",
-            lambda: (
-                check_bronze(self.kafka, self.schemas, self.lake, self.ledger, topic, partitions, table)
-                if table is not None
-                else self._missing(topic, name, partitions)
-            ),
-        )
+    def _bronze(self, add: Callable[..., None], topic: str, partitions: int) -> None:
+        name = table_name("bronze", topic)
 
-    def _cdc(self, add: Callable[..., None], topic: str, partitions: int, tables: dict[str, Table | None]) -> None:
-        self._bronze(add, topic, partitions, tables)
+        def check() -> Check:
+            table = self._newest(name)
+            if table is None:
+                return self._missing(topic, name, partitions)
+            # Read on after the table: what its offsets have passed is in the quarantine by then.
+            self.ledger.read_on()
+            return check_bronze(self.kafka, self.schemas, self.lake, self.ledger, topic, partitions, table)
+
+        add(topic, f"records in {name}", check)
+
+    def _newest(self, name: str) -> Table | None:
+        """The table as it is now: files of snapshots that are long past may be gone."""
+        self.lake.refresh()
+        return self.lake.table(name)
+
+    def _cdc(self, add: Callable[..., None], topic: str, partitions: int) -> None:
+        self._bronze(add, topic, partitions)
         contract = self.contracts.by_topic.get(topic)
         name = (contract and contract.storage and contract.storage.table) or table_name("silver", topic)
         prefix = next(p for p in self.prefixes if topic.startswith(f"{p}."))
@@ -162,7 +167,7 @@ class Verification:
         schema, source = topic.split(".")[-2:]
 
         def check() -> Check:
-            table = self.lake.table(name)
+            table = self._newest(name)
             if table is None:
                 return self._missing(topic, name, partitions)
             if url is None:
@@ -172,18 +177,15 @@ class Verification:
                 self.kafka, self.schemas, self.lake, topic, partitions, table, url, patience=self.patience
             )
 
-        self.lake.refresh()
         add(topic, f"{name} equals {schema}.{source}", check)
 
-    def _derived(
-        self, add: Callable[..., None], contract: Contract, partitions: int, tables: dict[str, Table | None]
-    ) -> None:
+    def _derived(self, add: Callable[..., None], contract: Contract, partitions: int) -> None:
         if contract.storage is None:
             return
         topic, name, mode, key = contract.topic, contract.storage.table, contract.storage.mode, contract.key
-        table = tables.get(name)
 
         def check() -> Check:
+            table = self._newest(name)
             if table is None:
                 return self._missing(topic, name, partitions)
             if mode == "upsert":
