@@ -36,7 +36,8 @@ TABLE_PROPERTIES = {
     "commit.manifest-merge.enabled": "true",
     "commit.manifest.min-count-to-merge": "30",
     "write.metadata.delete-after-commit.enabled": "true",
-    "write.metadata.previous-versions-max": "10",
+    # A reader that has just been told where the metadata is must still find it minutes later.
+    "write.metadata.previous-versions-max": "100",
     # Snapshot isolation: the default rejects a compaction that raced an append.
     "write.delete.isolation-level": "snapshot",
     "write.parquet.compression-codec": "zstd",
