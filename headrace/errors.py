@@ -83,7 +83,7 @@ def unforeseen(error: BaseException, *, where: str = "", hint: str = "") -> Term
     Its own text is left out: it may hold values of rows. Of an error of the operating system the reason is told.
     """
     name = type(error).__name__
-    if isinstance(error, OSError) and (error.errno or 0) > 0:
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         name = f"{name} ({os.strerror(error.errno)})"
     frames = traceback.extract_tb(error.__traceback__)
     frame = next((f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1] if frames else None)

@@ -144,7 +144,7 @@ def run_process(
     except HeadraceError as e:
         log.error("failed", **e.as_dict())
         return 1
-    except Exception as e:
+    except (Exception, asyncio.CancelledError) as e:  # cancelled: by a library, nobody here does
         log.error("failed", **unforeseen(e).as_dict())
         return 1
     log.info("stopped")

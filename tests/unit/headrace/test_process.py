@@ -24,6 +24,8 @@ from headrace.process import Lifecycle, run_process
 async def body(lifecycle: Lifecycle) -> None:
     if sys.argv[1] == "fail":
         raise FencedError("moved", where="table t", hint="stop the other one")
+    if sys.argv[1] == "cancelled":
+        raise asyncio.CancelledError
     if sys.argv[1] == "crash":
         try:
             {"jane@example.com": 1}["john@example.com"]
@@ -115,6 +117,14 @@ def test_what_nobody_foresaw_is_told_without_its_text() -> None:
     told = f"KeyError raised at <string>:{PROGRAM.splitlines().index(PROGRAM_RAISES) + 1} in body"
     assert (lines["failed"]["error"], lines["failed"]["what"]) == ("TerminalError", told)
     assert lines["a library's"]["exception"] == lines["our own"]["exception"] == told
+
+
+def test_a_body_that_a_library_cancels_fails() -> None:
+    with running("cancelled") as (child, _):
+        _, err = child.communicate(timeout=20)
+    assert child.returncode == 1
+    last = json.loads(err.strip().splitlines()[-1])
+    assert (last["event"], last["what"].partition(" ")[0]) == ("failed", "CancelledError")
 
 
 def test_a_taken_port_ends_it() -> None:
