@@ -88,10 +88,10 @@ def build(collector: Collector, theme: Theme = "auto") -> None:
         with kpis:
             waiting = ui.html('<p class="empty">Waiting for the first KPI value …</p>', sanitize=False)
         with ui.element("div").classes("panels"):
-            with ui.element("div").classes("column"):
+            with ui.element("div").classes("stackup"):
                 flows = Panel("Flows: rows proved in their target, lag, quarantine")
                 syncs = Panel("Business applications (reverse ETL)")
-            with ui.element("div").classes("column"):
+            with ui.element("div").classes("stackup"):
                 tables = Panel("Iceberg tables")
                 health = Panel("Connectors and processes")
 
