@@ -250,7 +250,13 @@ class Worker:
             await asyncio.sleep(LAG_SECONDS)
             if app.started and not app.rebalancing:
                 reading = {TP(r.processor.source, p) for r in self._runners for p in r.partitions}
-                ends = await app.consumer.highwaters(*reading) if reading else {}
+                try:
+                    ends = await app.consumer.highwaters(*reading) if reading else {}
+                except asyncio.CancelledError:
+                    # A consumer that stops cancels what asks it; why it stops is `_crashed`'s to tell.
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise
+                    continue
                 for runner in self._runners:
                     runner.measure(
                         {tp.partition: end for tp, end in ends.items() if tp.topic == runner.processor.source}
