@@ -58,9 +58,7 @@ def test_the_business_applications_get_their_rows(demo: Headrace) -> None:
 def test_bad_readings_are_in_the_quarantine_with_rule_and_reason(demo: Headrace) -> None:
     rows = eventually(120, "something is quarantined", lambda: demo.json("quarantine", "list"))
     assert all(row["rule"] and row["reason"] for row in rows)
-    row = rows[0]
-    place = f"{row['source_topic']}/{row['source_partition']}/{row['source_offset']}"
-    assert demo.json("quarantine", "show", place)
+    assert demo.json("quarantine", "show", rows[0]["source"])
 
 
 def test_every_process_says_that_it_is_ready(demo: Headrace) -> None:
