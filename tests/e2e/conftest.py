@@ -17,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from stack import control
+
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 
@@ -51,14 +53,18 @@ class Headrace:
         return json.loads(self(*arguments, "--json", check=check).stdout)
 
     def get(self, key: str) -> str:
-        return self("config", "get", key).stdout.strip()
+        """What the stack says of itself; asked often, so without a process for each time."""
+        value = json.loads((self.home / "endpoints.json").read_text())
+        for part in key.split("."):
+            value = value[part]
+        return str(value)
 
     def sql(self, statement: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.json("sql", statement)
         return rows
 
     def status(self) -> dict[str, dict[str, Any]]:
-        return {row["name"]: row for row in self.json("status", check=False)}
+        return {row["name"]: row for row in control.status(self.home)}
 
     def kpis(self) -> dict[str, Any]:
         return {kpi["name"]: kpi for kpi in httpx.get(f"{self.get('endpoints.serve')}/api/kpis", timeout=10).json()}

@@ -62,7 +62,7 @@ def test_bad_readings_are_in_the_quarantine_with_rule_and_reason(demo: Headrace)
 
 
 def test_every_process_says_that_it_is_ready(demo: Headrace) -> None:
-    rows = demo.status()
+    rows = {row["name"]: row for row in demo.json("status")}
     assert {row["state"] for row in rows.values()} == {"running"}
     for name in ("serve", "worker", "merger", "sink", "kpi-sink", "sync", "bridge"):
         base = demo.get(f"endpoints.{name}")
