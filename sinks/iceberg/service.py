@@ -299,8 +299,11 @@ class Sink:
             await self._commit_group()
 
     def _measure_lag(self) -> None:
+        assigned = self._consumer.assignment()
         for flow in self._flows.values():
-            ends = {p: self._consumer.highwater(TopicPartition(flow.topic, p)) for p in flow.begin}
+            places = {p: TopicPartition(flow.topic, p) for p in flow.begin}
+            # A halted topic is not assigned for a while: the client refuses to be asked about it.
+            ends = {p: self._consumer.highwater(place) for p, place in places.items() if place in assigned}
             for table in flow.tables:
                 have = table.table.offsets
                 behind = sum(max(0, end - have.get(p, flow.begin[p])) for p, end in ends.items() if end is not None)
