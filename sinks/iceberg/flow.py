@@ -103,6 +103,7 @@ class TopicFlow:
         self.topic = topic
         self.tables = tables
         self.identity = ""
+        self._topic_id = ""
         self.begin: dict[int, int] = {}
         # Next offset by partition: to be fed, and to be decoded.
         self.fed: dict[int, int] = {}
@@ -129,7 +130,7 @@ class TopicFlow:
                 errors.append(e)
         if errors:
             raise errors[0]
-        self.identity = source.identity
+        self.identity, self._topic_id = source.identity, source.topic_id
         self._start_at(source.begin)
         self._tasks = [asyncio.create_task(self._guard(self._decode()))]
         self._tasks += [asyncio.create_task(self._guard(self._land_all(flow))) for flow in self.tables]
@@ -237,7 +238,7 @@ class TopicFlow:
                 if prepared is None:
                     prepared = await loop.run_in_executor(writer, flow.table.prepare, slices)
                 if prepared.rejects and not quarantined:
-                    await self._quarantine.send(prepared.rejects, self.identity.rpartition("/")[2])
+                    await self._quarantine.send(prepared.rejects, self._topic_id)
                     quarantined = True
                 await loop.run_in_executor(writer, flow.table.commit, prepared)
                 break

@@ -37,12 +37,17 @@ log = get_logger("iceberg")
 
 @dataclass(frozen=True)
 class Source:
-    """The topic as the broker knows it now: `<cluster>/<topic id>`, and the offsets that exist, by partition (end
-    exclusive)."""
+    """The topic as the broker knows it now, and the offsets that exist, by partition (end exclusive)."""
 
-    identity: str
+    cluster: str
+    topic_id: str
     begin: Mapping[int, int]
     end: Mapping[int, int]
+
+    @property
+    def identity(self) -> str:
+        """What offsets belong to. It is to be compared whole: a topic id may contain the slash too."""
+        return f"{self.cluster}/{self.topic_id}"
 
 
 @dataclass(eq=False)

@@ -170,7 +170,7 @@ class Sink:
             asyncio.to_thread(admin.begin_offsets, kafka, fresh), asyncio.to_thread(admin.end_offsets, kafka, fresh)
         )
         for topic in fresh:
-            source = Source(f"{cluster}/{ids[topic]}", _of(topic, begin), _of(topic, end))
+            source = Source(cluster, ids[topic], _of(topic, begin), _of(topic, end))
             await self._open(topic, planned[topic], source)
         self._assign()
 

@@ -92,9 +92,9 @@ def catalog_in(folder: Path) -> Catalog:
     return open_catalog(lake(folder))
 
 
-def source(partitions: int = 1, begin: int = 0, end: int = 1 << 40, identity: str = "cluster/topic") -> Source:
+def source(partitions: int = 1, begin: int = 0, end: int = 1 << 40, topic_id: str = "to/pic") -> Source:
     parts = range(partitions)
-    return Source(identity, dict.fromkeys(parts, begin), dict.fromkeys(parts, end))
+    return Source("cluster", topic_id, dict.fromkeys(parts, begin), dict.fromkeys(parts, end))
 
 
 def land(table: OwnedTable, *slices: Slice) -> Any:

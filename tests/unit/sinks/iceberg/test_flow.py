@@ -56,7 +56,7 @@ class Quarantine(Away):
         self.sent: list[int] = []
 
     async def send(self, rejects: Sequence[Reject], topic_id: str) -> None:
-        assert topic_id == "topic"
+        assert topic_id == "to/pic"
         self.ask()
         self.sent += [int(o) for r in rejects for o in r.slice.offsets[r.rows]]
 

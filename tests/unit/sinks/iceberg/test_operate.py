@@ -42,7 +42,7 @@ def test_an_accepted_gap_stays_recorded_and_the_table_goes_on(catalog, bronze):
 
 
 def test_an_adopted_table_starts_over_and_keeps_its_rows(catalog, bronze):
-    elsewhere = source(identity="cluster/new", begin=0)
+    elsewhere = source(topic_id="new", begin=0)
     with pytest.raises(IdentityError, match="adopt"):
         bronze.open(elsewhere)
     assert adopt(existing_table(catalog, "bronze.things")) == [TOPIC]

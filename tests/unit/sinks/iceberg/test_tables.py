@@ -359,7 +359,7 @@ def test_an_old_offset_is_cut_off(bronze):
 def test_another_topic_under_the_same_name_halts(catalog, bronze):
     land(bronze, slice_of([None]))
     with pytest.raises(IdentityError, match="adopt"):
-        AppendTable(catalog, "bronze.things", TOPIC).open(source(identity="cluster/other"))
+        AppendTable(catalog, "bronze.things", TOPIC).open(source(topic_id="other"))
 
 
 def test_lost_records_are_recorded_and_halt(catalog, bronze):
