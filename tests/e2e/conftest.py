@@ -90,7 +90,7 @@ def eventually(seconds: float, what: str, found: Any) -> Any:
     return value
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder() -> Iterator[Path]:
     # Not below pytest's own folders: they are closed to the user that Postgres runs as.
     path = Path(tempfile.mkdtemp(prefix="headrace-e2e-"))
@@ -99,7 +99,8 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: all other tests would run beside it.
+@pytest.fixture(scope="package")
 def demo(folder: Path) -> Iterator[Headrace]:
     """`headrace demo up --detach`; beside the demo's content there is a folder that tests may add to before."""
     content = folder / "content"
