@@ -1,17 +1,17 @@
 """aiokafka's consumer, with columns in place of records.
 
 Group membership, security, metadata, positions, seek, pause and commits stay aiokafka's: only what turns the bytes of a
-fetch into records is exchanged. aiokafka has no seam for that, so these private names are relied on, and its version is
-pinned: `AIOKafkaConsumer._fetcher`, `Fetcher._proc_fetch_request` (its globals MemoryRecords and PartitionRecords are
-bound anew, for one consumer), `Fetcher._fetch_task`, `_fetch_waiters` and `_closed`, `PartitionRecords._unpack_records`
-and the fields it reads.
+fetch into records is exchanged, and how they are received (`headrace.kafka.receive`). aiokafka has no seam for that, so
+these private names are relied on, and its version is pinned: `AIOKafkaConsumer._client` and `_fetcher`,
+`Fetcher._proc_fetch_request` (its globals MemoryRecords and PartitionRecords are bound anew, for one consumer),
+`Fetcher._fetch_task`, `_fetch_waiters` and `_closed`, `PartitionRecords._unpack_records` and the fields it reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,12 @@ from aiokafka.errors import RecordTooLargeError
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, HeadraceError
-from headrace.kafka import layout
+from headrace.kafka import layout, parse
 from headrace.kafka.columns import HEADERS, Chunk
 from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
+from headrace.kafka.rebind import rebind
+from headrace.kafka.receive import ReceivingClient
 from headrace.kafka.writer import encode_headers
 from headrace.logs import get_logger
 
@@ -38,12 +40,24 @@ LEGACY_FETCHES = Counter(
 )
 
 
-class _RawMemoryRecords(client.MemoryRecords):
-    """The client's own, which also keeps the bytes that it was made from."""
+class _Batches:
+    """What the client takes for its MemoryRecords: the bytes of one partition's fetch, not copied, and whether they
+    begin with a whole batch."""
 
-    def __init__(self, data: bytes) -> None:
-        super().__init__(data)
+    def __init__(self, data: bytes | memoryview) -> None:
         self.raw = data
+
+    def has_next(self) -> bool:
+        raw = np.frombuffer(self.raw, np.uint8)
+        count = parse.count_batches(raw.ctypes.data, len(raw))
+        return bool(self.of_client().has_next() if count == parse.LEGACY else count)
+
+    def size_in_bytes(self) -> int:
+        return len(self.raw)
+
+    def of_client(self) -> Any:
+        """The client's own records of these bytes."""
+        return client.MemoryRecords(bytes(self.raw))
 
 
 class _ColumnarPartitionRecords(client.PartitionRecords):
@@ -52,6 +66,8 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
     An exception raised here would make the client drop what it has already taken from other partitions, whose positions
     have moved: those records would be lost.
     """
+
+    _records: Any
 
     def __init__(self, reader: FetchReader, *arguments: Any) -> None:
         self._reader = reader
@@ -92,6 +108,7 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
         topic, partition = self._tp
         _note_legacy(topic)
         start = self.next_fetch_offset
+        self._records = self._records.of_client()
         try:
             records = list(super()._unpack_records())
         except Exception as e:  # the client's decoders fail with anything: assertions, struct.error, zlib.error
@@ -124,26 +141,6 @@ def _note_legacy(topic: str) -> None:
         log.warning("old message format: read slowly, and without a bound on decompression", topic=topic)
 
 
-def rebind(function: Callable[..., Any], **names: Any) -> types.FunctionType:
-    """A copy of a function that sees these objects under these global names.
-
-    Raises ImportError when the function does not use one of the names: then another version is installed than the one
-    this was written for.
-    """
-    for name in names:
-        if name not in function.__code__.co_names:
-            raise ImportError(f"the installed aiokafka is not the pinned one: {function.__qualname__} lacks {name}")
-    copy = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
 class ColumnarConsumer(AIOKafkaConsumer):
     """`AIOKafkaConsumer` whose `getmany` gives {TopicPartition: [Chunk, ...]} and whose `getone` gives one `Chunk`.
 
@@ -164,6 +161,16 @@ class ColumnarConsumer(AIOKafkaConsumer):
         super().__init__(*topics, **options)
 
     @property
+    def _client(self) -> Any:
+        return self.__dict__["_client"]
+
+    @_client.setter
+    def _client(self, made: Any) -> None:
+        # Before its first connection.
+        made.__class__ = ReceivingClient
+        self.__dict__["_client"] = made
+
+    @property
     def _fetcher(self) -> Any:
         return self.__dict__.get("_fetcher")
 
@@ -179,7 +186,7 @@ class ColumnarConsumer(AIOKafkaConsumer):
 
         # start() sets the fetcher before the first step of its task.
         function = rebind(
-            client.Fetcher._proc_fetch_request, MemoryRecords=_RawMemoryRecords, PartitionRecords=partition_records
+            client.Fetcher._proc_fetch_request, MemoryRecords=_Batches, PartitionRecords=partition_records
         )
         fetcher._proc_fetch_request = types.MethodType(function, fetcher)
         fetcher._fetch_task.add_done_callback(lambda task: self._on_fetch_end(fetcher, task))

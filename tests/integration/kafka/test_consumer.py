@@ -157,14 +157,16 @@ async def test_damage_on_the_way_is_raised_once_and_loses_nothing(
         produce(producer(cluster, batch_num_messages=100), name, rows, partition)
     damaged = []
 
-    class Damaged(consumer_module._RawMemoryRecords):
-        def __init__(self, data: bytes) -> None:
+    class Damaged(consumer_module._Batches):
+        def __init__(self, data: bytes | memoryview) -> None:
             if not damaged and len(data) > 50_000:
                 damaged.append(1)
-                data = data[:40_000] + bytes([data[40_000] ^ 4]) + data[40_001:]
+                broken = bytearray(data)
+                broken[40_000] ^= 4
+                data = bytes(broken)
             super().__init__(data)
 
-    monkeypatch.setattr(consumer_module, "_RawMemoryRecords", Damaged)
+    monkeypatch.setattr(consumer_module, "_Batches", Damaged)
     consumer = ColumnarConsumer(**consumer_options(cluster))
     await consumer.start()
     tps = [TopicPartition(name, 0), TopicPartition(name, 1)]

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, client, conn
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
@@ -15,7 +15,7 @@ from aiokafka.record.control_record import ABORT_MARKER
 from numba.core.caching import FunctionCache
 
 from headrace.kafka import layout
-from headrace.kafka.consumer import rebind
+from headrace.kafka.rebind import rebind
 
 
 def source(function: Any) -> str:
@@ -57,6 +57,40 @@ def test_a_fetch_response_becomes_records_by_these_globals(name: str) -> None:
 def test_rebinding_a_name_that_is_not_used_says_so() -> None:
     with pytest.raises(ImportError, match=r"not the pinned one: Fetcher\._proc_fetch_request lacks Gone"):
         rebind(fetcher.Fetcher._proc_fetch_request, Gone=object)
+
+
+def test_the_consumer_makes_its_client_before_it_connects() -> None:
+    assert "self._client = AIOKafkaClient(" in source(AIOKafkaConsumer.__init__)
+    assert "await self._client.bootstrap()" in source(AIOKafkaConsumer.start)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (client.AIOKafkaClient.bootstrap, "create_conn"),
+        (client.AIOKafkaClient._get_conn, "create_conn"),
+        (conn.create_conn, "AIOKafkaConnection"),
+        (conn.AIOKafkaConnection.connect, "AIOKafkaProtocol"),
+        (conn.AIOKafkaConnection.connect, "asyncio"),
+        (conn.AIOKafkaConnection._handle_frame, "io"),
+    ],
+)
+def test_a_connection_is_made_by_these_globals(function: Any, name: str) -> None:
+    assert rebind(function, **{name: object}).__globals__[name] is object
+
+
+def test_a_connection_makes_its_streams_so() -> None:
+    made = source(conn.AIOKafkaConnection.connect)
+    assert "asyncio.StreamReader(limit=READER_LIMIT, loop=loop)" in made
+    assert "AIOKafkaProtocol(self._closed_fut, reader, loop=loop)" in made
+    assert "asyncio.StreamWriter(transport, protocol, reader, loop)" in made
+
+
+def test_a_connection_asks_for_the_length_and_then_for_the_response() -> None:
+    read = source(conn.AIOKafkaConnection._read)
+    assert read.index("readexactly(4)") < read.index("readexactly(size)")
+    assert read.count("readexactly") == 2
+    assert "correlation_id, request, fut = self._requests[0]" in source(conn.AIOKafkaConnection._handle_frame)
 
 
 def test_memory_records_take_bytes() -> None:

@@ -88,7 +88,7 @@ def client_view(data: bytes, isolation: int, aborted: list[tuple[int, int]], sta
     records = consumer_module._ColumnarPartitionRecords(
         reader,
         TopicPartition("t", 3),
-        consumer_module._RawMemoryRecords(data),
+        consumer_module._Batches(data),
         aborted,
         start,
         None,
