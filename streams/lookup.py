@@ -27,20 +27,20 @@ from headrace.kafka.client import consumer_options
 from headrace.kafka.columns import Chunk
 from headrace.kafka.consumer import ColumnarConsumer
 from headrace.kafka.errors import from_client
+from headrace.keyindex import ABSENT, KeyIndex, hash_keys, last_of_each
 from schemas import envelope
 from schemas.codec import ChunkDecoder, rule_of
 from streams.processor import Retry
+
+Int64 = npt.NDArray[np.int64]
 
 TOPIC_POLL_SECONDS = 1.0
 PARTITIONS_CHECK_SECONDS = 60.0
 # A snapshot that says nothing for this long is over; a table from which nothing comes at all is empty.
 QUIET_SECONDS = 10.0
 EMPTY_SECONDS = 120.0
-# From this many keys on, encoding them as a dictionary first is cheaper than looking each up.
-MANY_KEYS = 512
-# Old versions of rows are thrown away when they outnumber the current ones, or pieces are this many.
+# Old versions of rows are thrown away when they outnumber the current ones.
 FEWEST_TO_COMPACT = 4_096
-MOST_PIECES = 64
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,23 @@ class Lookup:
 
 
 class LookupTable:
-    """Rows by key, in columns: fed with change events, asked with arrays of keys."""
+    """Rows by key, in columns: fed with change events, asked with arrays of keys.
+
+    Memory is that of the declared columns, up to twice while versions are replaced, and 32 to 60 bytes a key.
+    """
 
     def __init__(self, lookup: Lookup) -> None:
         self.lookup = lookup
         self.complete = False
         """An event was seen that comes only after the last row of the database's first snapshot, or is that row."""
-        self._rows: pa.Table | None = None
-        self._at: dict[Any, int] = {}
+        self._key_type: pa.DataType | None = None
+        self._index = KeyIndex()
+        # Versions of rows, oldest first; each piece is more than twice as long as the next.
+        self._pieces: list[pa.Table] = []
         self._positions: dict[int, envelope.Position] = {}
 
     def __len__(self) -> int:
-        return len(self._at)
+        return len(self._index)
 
     def apply(self, partition: int, events: pa.RecordBatch) -> None:
         """Take change events of one partition, in order; Debezium's repeats are left out.
@@ -83,14 +88,17 @@ class LookupTable:
         self._positions[partition] = envelope.highest(lsn, order, before)
         self._take_over(events if fresh.all() else events.filter(pa.array(fresh)))
 
-    def find(self, keys: pa.Array) -> npt.NDArray[np.int64]:
-        """The number of each key's row, -1 where there is none (or the key is null)."""
-        if len(keys) < MANY_KEYS:
-            return self._find(keys)
-        coded = keys.dictionary_encode()
-        found = np.append(self._find(coded.dictionary), -1)
-        codes: npt.NDArray[np.int64] = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
-        return found[codes]
+    def find(self, keys: pa.Array) -> Int64:
+        """The number of each key's row, negative where there is none (or the key is null).
+
+        Numbers of any width are compared by value; keys of another kind than the table's are not in it.
+        """
+        if (same := self._as_table_keys(keys)) is None:
+            return np.full(len(keys), ABSENT)
+        found = self._index.locations(hash_keys([same]))
+        if keys.null_count:
+            found[pc.is_null(keys).to_numpy(zero_copy_only=False)] = ABSENT
+        return found
 
     def known(self, keys: pa.Array) -> pa.BooleanArray:
         """True for keys that have a row."""
@@ -98,49 +106,80 @@ class LookupTable:
 
     def take(self, keys: pa.Array) -> pa.RecordBatch:
         """The declared columns of each key's row, in the order of the keys; null where there is none."""
-        if self._rows is None:
+        if not self._pieces:
             return pa.RecordBatch.from_pydict({name: pa.nulls(len(keys)) for name in self.lookup.columns})
         found = self.find(keys)
-        rows = self._rows.select(list(self.lookup.columns)).take(pa.array(found, mask=found < 0))
+        rows = _take(self._pieces, found) if len(self._pieces) > 1 else _take_from(self._pieces[0], found)
         columns = [column.combine_chunks() for column in rows.columns]
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
-    def _find(self, keys: pa.Array) -> npt.NDArray[np.int64]:
-        get = self._at.get
-        return np.fromiter((get(key, -1) for key in keys.to_pylist()), np.int64, len(keys))
+    def _as_table_keys(self, keys: pa.Array) -> pa.Array | None:
+        """The keys so that equal ones hash equally, None when none can be equal."""
+        mine, theirs = self._key_type, keys.type
+        if mine is None or pa.types.is_null(theirs):
+            return None
+        if pa.types.is_decimal(mine) and pa.types.is_integer(theirs):
+            return keys.cast(pa.decimal128(38, mine.scale))
+        for kinds in (pa.types.is_integer, pa.types.is_string, pa.types.is_decimal):
+            if kinds(mine) and kinds(theirs):
+                return keys if not pa.types.is_decimal(mine) or mine.scale == theirs.scale else None
+        return keys if mine == theirs else None
 
     def _take_over(self, events: pa.RecordBatch) -> None:
+        truncated = np.flatnonzero(pc.equal(envelope.operations(events), "t").to_numpy(zero_copy_only=False))
+        if len(truncated):
+            self._index.clear()
+            events = events.slice(int(truncated[-1]) + 1)
+        if not len(events):
+            return
         after, before = envelope.row_batch(events, "after"), envelope.row_batch(events, "before")
-        alive = envelope.has_row(events, "after")
-        keys = pc.if_else(alive, self._column(after, self.lookup.key), self._column(before, self.lookup.key))
-        first = 0 if self._rows is None else self._rows.num_rows
-        ops = envelope.operations(events).to_pylist()
+        there = envelope.has_row(events, "after")
         # A row whose key changes comes as the deletion of the old and the creation of the new.
-        for row, (key, op, there) in enumerate(zip(keys.to_pylist(), ops, alive.to_pylist(), strict=True)):
-            if there:
-                self._at[key] = first + row
-            elif op == "t":
-                self._at.clear()
-            else:
-                self._at.pop(key, None)
+        names = pc.if_else(there, self._column(after, self.lookup.key), self._column(before, self.lookup.key))
+        self._key_type = names.type
+        keys, alive = hash_keys([names]), there.to_numpy(zero_copy_only=False)
+        last = last_of_each(keys)
+        first = sum(piece.num_rows for piece in self._pieces)
+        written = np.flatnonzero(last & alive)
+        self._index.remove(keys.take(np.flatnonzero(last & ~alive)))
+        self._index.put(keys.take(written), first + np.arange(len(written)))
         rows = pa.table({name: self._column(after, name) for name in self.lookup.columns})
-        self._rows = rows if self._rows is None else pa.concat_tables([self._rows, rows], promote_options="permissive")
-        self._compact()
+        self._add(rows if len(written) == len(events) else rows.take(pa.array(written)))
 
     def _column(self, rows: pa.RecordBatch, name: str) -> pa.Array:
         if name not in rows.schema.names:
             raise ContractError("no such column", where=f"lookup {self.lookup.name}: {self.lookup.topic}: {name}")
         return rows.column(name)
 
-    def _compact(self) -> None:
-        if self._rows is None:
-            return
-        if self._rows.num_rows > max(FEWEST_TO_COMPACT, 2 * len(self._at)):
-            numbers = np.fromiter(self._at.values(), np.int64, len(self._at))
-            self._rows = self._rows.take(pa.array(numbers)).combine_chunks()
-            self._at = {key: row for row, key in enumerate(self._at)}
-        elif self._rows.num_columns and self._rows.column(0).num_chunks > MOST_PIECES:
-            self._rows = self._rows.combine_chunks()
+    def _add(self, rows: pa.Table) -> None:
+        pieces = [*self._pieces, rows]
+        while len(pieces) > 1 and pieces[-2].num_rows <= 2 * pieces[-1].num_rows:
+            pieces[-2:] = [_joined(pieces[-2:])]
+        versions = sum(piece.num_rows for piece in pieces)
+        if versions > max(FEWEST_TO_COMPACT, 2 * len(self._index)):
+            keys, numbers = self._index.entries()
+            pieces = [_take(pieces, numbers)]
+            self._index.put(keys, np.arange(len(numbers)))
+        self._pieces = pieces
+
+
+def _joined(pieces: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(pieces, promote_options="permissive").combine_chunks()
+
+
+def _take_from(piece: pa.Table, rows: Int64) -> pa.Table:
+    return piece.take(pa.array(rows, mask=rows < 0) if (rows < 0).any() else pa.array(rows))
+
+
+def _take(pieces: Sequence[pa.Table], rows: Int64) -> pa.Table:
+    """Rows by number, counted over all pieces; null for negative ones. Arrow would join the pieces at each call."""
+    taken, place, start, count = [], np.full(len(rows), ABSENT), 0, 0
+    for piece in pieces:
+        mine = np.flatnonzero((rows >= start) & (rows < start + piece.num_rows))
+        taken.append(piece.take(pa.array(rows[mine] - start)))
+        place[mine] = count + np.arange(len(mine))
+        start, count = start + piece.num_rows, count + len(mine)
+    return _take_from(_joined(taken), place)
 
 
 def _amid_snapshot(events: pa.RecordBatch) -> pa.BooleanArray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sinks.iceberg.index import Keys, last_of_each
+from headrace.keyindex import Keys, last_of_each
 
 Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]

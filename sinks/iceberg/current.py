@@ -20,12 +20,12 @@ import pyarrow.compute as pc
 from pyiceberg.table import Table
 
 from headrace.errors import ContractError
+from headrace.keyindex import Keys, hash_keys
 from schemas import envelope
 from schemas.envelope import NOWHERE, Position
 from sinks.iceberg import progress
 from sinks.iceberg.changes import Folded, fold, join
 from sinks.iceberg.commit import trouble
-from sinks.iceberg.index import Keys, hash_keys
 from sinks.iceberg.keyed import KeyedTable, Merging
 from sinks.iceberg.owned import Prepared
 from sinks.iceberg.slices import Reject, Slice, with_coordinates

@@ -24,12 +24,13 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Operation
 
 from headrace.errors import TerminalError
+from headrace.keyindex import ABSENT, KeyIndex, Keys, hash_keys
 from headrace.logs import get_logger
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import choose, live_rows, paths_of
 from sinks.iceberg.evolve import Evolution
-from sinks.iceberg.index import ABSENT, KeyIndex, Keys, file_of, hash_keys, locate, position_of
+from sinks.iceberg.locations import file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import FileWriter, Written
 from sinks.iceberg.shape import field_id

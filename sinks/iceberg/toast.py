@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.keyindex import KeyIndex, Keys
 from schemas.envelope import unavailable_mask
-from sinks.iceberg.index import KeyIndex, Keys, file_of, position_of
 from sinks.iceberg.keyed import KeyedTable
+from sinks.iceberg.locations import file_of, position_of
 from sinks.iceberg.shape import fit, fit_rows
 
 Int64 = npt.NDArray[np.int64]

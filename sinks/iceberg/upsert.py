@@ -13,11 +13,11 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
 from headrace.errors import ContractError
+from headrace.keyindex import hash_keys
 from schemas.contracts import Contract
 from sinks.iceberg import progress
 from sinks.iceberg.append import STAGE, undecodable
 from sinks.iceberg.changes import fold, join, newest
-from sinks.iceberg.index import hash_keys
 from sinks.iceberg.keyed import KeyedTable, Merging
 from sinks.iceberg.owned import Prepared
 from sinks.iceberg.slices import Reject, Slice, with_coordinates

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.keyindex import hash_keys
 from streams.agent import StepContext
 from streams.steps.window import NEW, OLD, SEEN, Seen
 
 DUPLICATE = "duplicate"
-_SEPARATOR = "\x1f"
 
 
 # Lower case because it reads as a function where agents are declared.
@@ -54,10 +54,5 @@ class deduplicate:
 
     def _judge(self, partition: int, batch: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         seen = self._seen.setdefault(partition, Seen(self.window))
-        parts = [batch.column(name) for name in self.keys]
-        keys = parts[0] if len(parts) == 1 else pc.binary_join_element_wise(*_as_text(parts), _SEPARATOR)
+        keys = hash_keys([batch.column(name) for name in self.keys])
         return seen.judge(keys, batch.column(self.order).to_numpy(zero_copy_only=False))
-
-
-def _as_text(columns: Sequence[pa.Array]) -> list[pa.Array]:
-    return [column.cast(pa.string()) for column in columns]

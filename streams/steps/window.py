@@ -6,12 +6,10 @@ from repeats and are called `OLD`.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
+from headrace.keyindex import KeyIndex, Keys, last_of_each
 from headrace.native import kernel
 
 NEW, SEEN, OLD = 0, 1, 2
@@ -59,23 +57,26 @@ class Seen:
 
     def __init__(self, window: int) -> None:
         self.words = -(-window // 64)
-        self._ids: dict[Hashable, int] = {}
+        self._index = KeyIndex()
         self._highest = np.full(64, NOTHING, np.int64)
         self._bits = np.zeros((64, self.words), np.uint64)
 
-    def judge(self, keys: pa.Array, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """`NEW`, `SEEN` or `OLD` for each row in order; new ones are seen from then on. Keys must not be null."""
-        coded = keys.dictionary_encode()
-        ids = np.fromiter((self._id(key) for key in coded.dictionary.to_pylist()), np.int64)
+    def judge(self, keys: Keys, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """`NEW`, `SEEN` or `OLD` for each row in order; new ones are seen from then on."""
+        ids = self._index.locations(keys)
+        if (ids < 0).any():
+            self._meet(keys.take(np.flatnonzero(ids < 0)))
+            ids = self._index.locations(keys)
         verdicts = np.empty(len(keys), np.uint8)
-        rows = ids[coded.indices.to_numpy(zero_copy_only=False)]
         # A copy: columns of Arrow are read-only, which the kernel's signature is not.
-        _judge(rows, np.array(numbers, np.int64), self._highest, self._bits, verdicts)
+        _judge(ids, np.array(numbers, np.int64), self._highest, self._bits, verdicts)
         return verdicts
 
-    def _id(self, key: Hashable) -> int:
-        found = self._ids.setdefault(key, len(self._ids))
-        if found == len(self._highest):
-            self._highest = np.append(self._highest, np.full(found, NOTHING, np.int64))
-            self._bits = np.concatenate([self._bits, np.zeros((found, self.words), np.uint64)])
-        return found
+    def _meet(self, keys: Keys) -> None:
+        keys = keys.take(last_of_each(keys))
+        first = len(self._index)
+        self._index.put(keys, np.arange(first, first + len(keys)))
+        if len(self._index) > len(self._highest):
+            more = max(len(self._index), 2 * len(self._highest)) - len(self._highest)
+            self._highest = np.append(self._highest, np.full(more, NOTHING, np.int64))
+            self._bits = np.concatenate([self._bits, np.zeros((more, self.words), np.uint64)])

@@ -7,6 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.keyindex import hash_keys
 from streams.steps.window import NEW, OLD, SEEN, Seen
 
 rows = st.lists(st.tuples(st.sampled_from("abcd"), st.integers(-200, 200)), max_size=300)
@@ -29,14 +30,14 @@ def test_verdicts_are_those_of_a_set(events: list[tuple[str, int]], window: int,
             else:
                 expected.append(SEEN if number in had else NEW)
                 had.add(number)
-        keys = pa.array([key for key, _ in part], pa.string())
+        keys = hash_keys([pa.array([key for key, _ in part], pa.string())])
         got = seen.judge(keys, np.array([number for _, number in part], np.int64))
         assert got.tolist() == expected
 
 
 def test_many_keys_grow_the_memory() -> None:
     seen = Seen(64)
-    keys = pa.array([f"k{i}" for i in range(1000)])
+    keys = hash_keys([pa.array([f"k{i}" for i in range(1000)])])
     ones = np.ones(1000, np.int64)
     assert (seen.judge(keys, ones) == NEW).all()
     assert (seen.judge(keys, ones) == SEEN).all()
@@ -44,6 +45,6 @@ def test_many_keys_grow_the_memory() -> None:
 
 def test_the_ends_of_the_number_line() -> None:
     seen = Seen(64)
-    keys = pa.array(["a", "a", "a", "a"])
+    keys = hash_keys([pa.array(["a", "a", "a", "a"])])
     numbers = np.array([-(2**62), 2**62, 2**62, -(2**62)], np.int64)
     assert seen.judge(keys, numbers).tolist() == [NEW, NEW, SEEN, OLD]

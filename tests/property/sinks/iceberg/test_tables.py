@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.errors import UnavailableError
+from headrace.keyindex import KeyIndex, hash_keys
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.changes import fold, newest
 from sinks.iceberg.current import CurrentTable
-from sinks.iceberg.index import KeyIndex, hash_keys
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.slices import Slice
 from tests.unit.sinks.iceberg.support import (

@@ -15,11 +15,11 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from headrace.errors import ConfigError, FencedError, TerminalError
 from headrace.kafka import Chunk
+from headrace.keyindex import hash_keys
 from schemas.codec import Encoder
 from schemas.contracts import ContractSet, load_contracts
 from sinks.iceberg.commit import Change, TableCommitter
 from sinks.iceberg.evolve import Refused, merge
-from sinks.iceberg.index import hash_keys
 from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedTransaction
 from sinks.iceberg.plan import change_prefixes, plan
 from sinks.iceberg.quarantine import quarantine_rows

@@ -1,4 +1,4 @@
-"""Where the live row of each key is: an open-addressing table from 128-bit key hashes to (file, position).
+"""A map from keys, given as columns, to numbers: open addressing over 128-bit hashes of the keys.
 
 24 bytes a slot (32 with versions), 32 to 60 bytes a key, whatever the key's own size: keys are not stored, their hashes
 are, salted anew in every process. Two of 10^9 keys collide with a probability below 10^-20. All operations take
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numba import njit
 
 from headrace.errors import TerminalError
+from headrace.native import kernel, load_i32, load_i64, load_u8
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -25,7 +26,6 @@ Mask = npt.NDArray[np.bool_]
 
 ABSENT = -1
 _REMOVED = -2
-_POSITION_BITS = 40
 _MAX_FULL = 0.75
 _NULL = np.uint64(0x8C62FA0B5C1E39D7)
 _SALT = (secrets.randbits(64), secrets.randbits(64))
@@ -43,19 +43,6 @@ class Keys:
 
     def take(self, rows: Any) -> Keys:
         return Keys(self.high[rows], self.low[rows])
-
-
-def locate(file: int, positions: Int64) -> Int64:
-    """Locations of rows at `positions` of file number `file`."""
-    return (np.int64(file) << _POSITION_BITS) + positions
-
-
-def file_of(locations: Int64) -> Int64:
-    return locations >> _POSITION_BITS
-
-
-def position_of(locations: Int64) -> Int64:
-    return locations & ((1 << _POSITION_BITS) - 1)
 
 
 def hash_keys(columns: list[Any]) -> Keys:
@@ -85,9 +72,9 @@ def _mix_column(high: UInt64, low: UInt64, array: Any) -> None:
     elif t.is_string(kind) or t.is_binary(kind):
         array = pc.fill_null(array, "" if t.is_string(kind) else b"") if array.null_count else array
         _, offsets, data = array.buffers()
-        starts = np.frombuffer(offsets, np.int32, len(array) + 1, array.offset * 4)
-        text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-        _mix_bytes(high, low, starts, text)
+        if len(array):
+            where = (0, 0) if data is None else (data.address, data.size)
+            _mix_bytes(high, low, offsets.address + 4 * array.offset, *where)
     elif t.is_decimal(kind):
         wide = array.cast(pa.decimal128(38, kind.scale))
         wide = pc.fill_null(wide, 0) if wide.null_count else wide
@@ -125,15 +112,23 @@ def _mix_words(high: Any, low: Any, words: Any) -> None:
         high[i], low[i] = _stir(high[i], low[i], words[i])
 
 
-@njit(cache=True, nogil=True)
-def _mix_bytes(high: Any, low: Any, starts: Any, text: Any) -> None:
+@kernel("void(u8[::1],u8[::1],i8,i8,i8)")
+def _mix_bytes(high: UInt64, low: UInt64, offsets: int, data: int, size: int) -> None:
+    """Eight bytes at a time, zeros after the last. `offsets` (i32) and `data` are addresses; nothing is read beyond
+    `size` bytes of data."""
+    end = load_i32(offsets)
     for i in range(len(high)):
-        a, b = _stir(high[i], low[i], np.uint64(starts[i + 1] - starts[i]))
-        at = starts[i]
-        while at < starts[i + 1]:
+        at, end = end, load_i32(offsets + 4 * i + 4)
+        a, b = _stir(high[i], low[i], np.uint64(end - at))
+        while at < end:
             word = np.uint64(0)
-            for k in range(min(8, starts[i + 1] - at)):
-                word |= np.uint64(text[at + k]) << np.uint64(8 * k)
+            if at + 8 <= size:
+                word = np.uint64(load_i64(data + at))
+                if end - at < 8:
+                    word &= (np.uint64(1) << np.uint64(8 * (end - at))) - np.uint64(1)
+            else:
+                for k in range(end - at):
+                    word |= np.uint64(load_u8(data + at + k)) << np.uint64(8 * k)
             a, b = _stir(a, b, word)
             at += 8
         high[i], low[i] = a, b
@@ -239,6 +234,11 @@ class KeyIndex:
         self._where[slots] = _REMOVED
         self._live -= len(slots)
 
+    def entries(self) -> tuple[Keys, Int64]:
+        """All keys with their locations, in no order."""
+        taken = self._where >= 0
+        return Keys(self._high[taken], self._low[taken]), self._where[taken]
+
     def clear(self) -> None:
         self._live = self._used = 0
         self._allocate(1024)
@@ -258,9 +258,8 @@ class KeyIndex:
         """Make room: grow by half when keys fill the table, rebuild at the same size when removed slots do."""
         if self._used + more <= len(self._where) * _MAX_FULL:
             return
-        taken = self._where >= 0
-        keys = Keys(self._high[taken], self._low[taken])
-        where, versions = self._where[taken], self._versions[taken] if self._versioned else None
+        keys, where = self.entries()
+        versions = self._versions[self._where >= 0] if self._versioned else None
         needed = int((self._live + more) / _MAX_FULL) + 1
         capacity = len(self._where)
         self._live = self._used = 0
