@@ -28,6 +28,7 @@ class Field:
     name: str
     node: Node
     default: Any = NO_DEFAULT
+    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class _Parser:
                     f["name"],
                     self.node(f["type"], f"{path}.{f['name']}" if path else f["name"], ns, inside),
                     f.get("default", NO_DEFAULT),
+                    tuple(f.get("aliases", ())),
                 )
                 for f in schema["fields"]
             )

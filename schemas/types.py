@@ -12,7 +12,7 @@ nanoseconds floored. Two rules for what does not fit:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any
@@ -25,6 +25,7 @@ from schemas.avro import NO_DEFAULT, Node, Schema, parse
 UTC_MICROS = pa.timestamp("us", "UTC")
 LOCAL_MICROS = pa.timestamp("us")
 DEFAULT = b"avro.default"
+ALIASES = b"avro.aliases"
 
 _INT = (-(2**31), 2**31 - 1)
 _LONG = (-(2**63), 2**63 - 1)
@@ -166,7 +167,7 @@ def arrow_type(node: Node) -> pa.DataType:
     after the branch's type, of which one is set.
     """
     if node.kind == "record":
-        return pa.struct([_field(f.name, f.node, f.default) for f in node.fields])
+        return pa.struct([_field(f.name, f.node, f.default, f.aliases) for f in node.fields])
     if node.kind == "array" and node.items is not None:
         return pa.list_(_field("element", node.items))
     if node.kind == "map" and node.items is not None:
@@ -186,16 +187,19 @@ def nullable(node: Node) -> bool:
     return node.kind == "null" or (node.kind == "union" and node.null_index >= 0)
 
 
-def _field(name: str, node: Node, default: Any = NO_DEFAULT) -> pa.Field:
-    kept = default is not NO_DEFAULT and default is not None
-    metadata = {DEFAULT: json.dumps(default).encode()} if kept else None
-    return pa.field(name, arrow_type(node), nullable(node), metadata=metadata)
+def _field(name: str, node: Node, default: Any = NO_DEFAULT, aliases: Sequence[str] = ()) -> pa.Field:
+    metadata = {}
+    if default is not NO_DEFAULT and default is not None:
+        metadata[DEFAULT] = json.dumps(default).encode()
+    if aliases:
+        metadata[ALIASES] = json.dumps(aliases).encode()
+    return pa.field(name, arrow_type(node), nullable(node), metadata=metadata or None)
 
 
 def arrow_schema(avro: Schema) -> pa.Schema:
     """The Arrow schema of messages under an Avro schema: fields in order, required ones not nullable.
 
-    A default other than null is kept as JSON in the field's metadata under `avro.default`.
+    A default other than null and aliases are kept as JSON in the field's metadata: `avro.default`, `avro.aliases`.
     Raises `ContractError` for a schema that has no columns (malformed, recursive).
     """
     return pa.schema(list(arrow_type(parse(avro))))
@@ -315,3 +319,9 @@ def default_of(field: pa.Field) -> Any:
     """The default that `arrow_schema` kept for a field, as JSON data; None when there is none."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}
     return json.loads(metadata[DEFAULT]) if DEFAULT in metadata else None
+
+
+def aliases_of(field: pa.Field) -> tuple[str, ...]:
+    """Further names of a field, under which writers before may have written it."""
+    metadata: Mapping[bytes, bytes] = field.metadata or {}
+    return tuple(json.loads(metadata[ALIASES])) if ALIASES in metadata else ()

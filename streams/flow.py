@@ -100,7 +100,9 @@ class AgentFlow(Processor):
         self._shape = arrow_schema(self._contract.avro) if self._contract else None
         self._rules = compile_rules(self._contract) if self._contract else []
         self._target_rules = compile_rules(self._target)
-        self._decoder = ChunkDecoder(services.schema_of)
+        # A contract of change events describes rows, which are inside of what is decoded.
+        named = self._contract is not None and not self._contract.is_cdc
+        self._decoder = ChunkDecoder(services.schema_of, names=self._shape if named else None)
         self._encoder = Encoder(self._target.avro, services.schema_ids[agent.output])
         self._quarantine = Encoder(services.contracts.by_topic[TOPIC].avro, services.schema_ids[TOPIC])
         self._memories = [step for step in agent.steps if isinstance(step, RememberingStep)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from headrace.errors import ContractError, SchemaNotFoundError
 from schemas.codec import reasons
 from schemas.codec.decode_kernel import read_headers
 from schemas.codec.decoder import Decoded, Decoder, Int64s, null_indexes
-from schemas.codec.resolve import check_schema, conform_batch, forbidden_nulls, union_schema
+from schemas.codec.resolve import check_schema, conform_batch, forbidden_nulls, read_as, union_schema
 
 _UNFRAMED = -1
 
@@ -25,13 +26,22 @@ class ChunkDecoder:
     its `ContractError`; any other error, first of all `UnavailableError`, leaves `decode` before anything was done.
 
     With `reader`, batches have exactly that schema. Without, they have the union of the schemas seen so far, which
-    only grows: a schema that fits none of it makes its records bad with the reason `incompatible schema`.
+    only grows: a schema that fits none of it makes its records bad with the reason `incompatible schema`. In both
+    cases fields are found by the aliases of the reader, or of `names`, too, and have its defaults where a writer did
+    not have them.
     Not to be used by two threads at once.
     """
 
-    def __init__(self, schema_of: Callable[[int], dict[str, Any]], reader: pa.Schema | None = None) -> None:
+    def __init__(
+        self,
+        schema_of: Callable[[int], dict[str, Any]],
+        reader: pa.Schema | None = None,
+        *,
+        names: pa.Schema | None = None,
+    ) -> None:
         self._schema_of = schema_of
         self._reader = reader
+        self._names = names if names is not None else reader
         self._decoders: dict[int, tuple[dict[str, Any], Decoder | str]] = {}
         self.schema: pa.Schema | None = reader
 
@@ -51,6 +61,8 @@ class ChunkDecoder:
                 texts += [decoder] * len(indexes)
             else:
                 part = decoder.decode_some(values, indexes, nulls)
+                if self._names is not None:
+                    part = replace(part, batch=read_as(part.batch, self._names))
                 bad.append(part.bad)
                 texts += part.reasons
                 parts.append(self._without_forbidden(part, bad, texts))
@@ -78,11 +90,14 @@ class ChunkDecoder:
             decoder = Decoder(schema)
         except ContractError as e:
             return reasons.reason(reasons.UNSUPPORTED_SCHEMA, f"{schema_id}, {e.where} {e.what}")
+        schema = decoder.schema
+        if self._names is not None:
+            schema = read_as(pa.RecordBatch.from_pylist([], schema=schema), self._names).schema
         try:
             if self._reader is not None:
-                check_schema(decoder.schema, self._reader)
+                check_schema(schema, self._reader)
             else:
-                self.schema = union_schema(self.schema, decoder.schema) if self.schema else decoder.schema
+                self.schema = union_schema(self.schema, schema) if self.schema else schema
         except ContractError as e:
             return reasons.reason(reasons.INCOMPATIBLE_SCHEMA, f"{schema_id}, {e.where} {e.what}")
         return decoder

@@ -6,13 +6,15 @@ lets them (int to long, float or double, string to bytes, a decimal to one with 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ContractError
-from schemas.types import default_of
+from schemas.types import aliases_of, default_of
 
 _WIDER = {
     pa.int32(): (pa.int64(), pa.float32(), pa.float64()),
@@ -147,6 +149,40 @@ def conform_batch(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
         for index in (batch.schema.get_field_index(wanted.name),)
     ]
     return pa.RecordBatch.from_arrays(columns, schema=target)
+
+
+def read_as(batch: pa.RecordBatch, reader: pa.Schema) -> pa.RecordBatch:
+    """The batch with the reader's names, and its defaults for fields that the writer did not have.
+
+    Only names and absent fields: types, and fields that the reader does not know, stay the writer's. A field without a
+    default that the writer did not have stays absent.
+    """
+    columns, fields = _read_as(batch.columns, list(batch.schema), reader, batch.num_rows)
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
+
+
+def _read_as(
+    columns: list[pa.Array], fields: list[pa.Field], reader: Iterable[pa.Field], rows: int
+) -> tuple[list[pa.Array], list[pa.Field]]:
+    columns, fields = list(columns), list(fields)
+    for wanted in reader:
+        names = [field.name for field in fields]
+        at = next((names.index(name) for name in (wanted.name, *aliases_of(wanted)) if name in names), None)
+        if at is None:
+            if default_of(wanted) is not None:
+                columns.append(absent(rows, wanted))
+                fields.append(wanted)
+            continue
+        fields[at] = fields[at].with_name(wanted.name)
+        column, kind = columns[at], fields[at].type
+        if pa.types.is_struct(kind) and pa.types.is_struct(wanted.type):
+            parts = [column.field(i) for i in range(kind.num_fields)]
+            inner, inside = _read_as(parts, list(kind), list(wanted.type), rows)
+            if inside != list(kind):
+                mask = column.is_null() if column.null_count else None
+                columns[at] = pa.StructArray.from_arrays(inner, fields=inside, mask=mask)
+                fields[at] = fields[at].with_type(columns[at].type)
+    return columns, fields
 
 
 def union(first: pa.Field, second: pa.Field, path: str = "") -> pa.Field:

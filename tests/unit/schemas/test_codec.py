@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import struct
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 import pytest
 
@@ -270,3 +272,44 @@ def test_a_null_struct_hides_what_its_children_hold() -> None:
 
 def test_warm_runs() -> None:
     warm()
+
+
+def test_names_and_defaults_are_read_as_fastavro_resolves_them() -> None:
+    place = {"type": "record", "name": "Place", "fields": [{"name": "town", "type": "string"}]}
+    writer = record(("amount", "int"), ("where", place), ("gone", "string"))
+    reader: dict[str, Any] = {
+        "type": "record",
+        "name": "R",
+        "fields": [
+            {"name": "price", "type": "int", "aliases": ["cost", "amount"]},
+            {
+                "name": "where",
+                "type": {
+                    "type": "record",
+                    "name": "Place",
+                    "fields": [
+                        {"name": "city", "type": "string", "aliases": ["town"]},
+                        {"name": "country", "type": "string", "default": "DE"},
+                    ],
+                },
+            },
+            {"name": "currency", "type": "string", "default": "EUR"},
+            {"name": "note", "type": ["null", "string"], "default": None},
+        ],
+    }
+    row = {"amount": 7, "where": {"town": "Ulm"}, "gone": "x"}
+    body = io.BytesIO()
+    fastavro.schemaless_writer(body, fastavro.parse_schema(writer), row)
+    body.seek(0)
+    expected = fastavro.schemaless_reader(body, fastavro.parse_schema(writer), fastavro.parse_schema(reader))
+    message = pa.array([framed(body.getvalue())], pa.binary())
+    arrow = arrow_schema(reader)
+    assert ChunkDecoder(lambda _: writer, arrow).decode(message).batch.to_pylist() == [expected]
+    named = ChunkDecoder(lambda _: writer, names=arrow).decode(message).batch
+    assert named.to_pylist() == [{k: v for k, v in expected.items() if k != "note"} | {"gone": "x"}]
+
+
+def test_a_default_is_for_those_writers_alone_that_lack_the_field() -> None:
+    names = arrow_schema({**V1, "fields": [*V1["fields"], {"name": "more", "type": "double", "default": 9.0}]})
+    found = ChunkDecoder(known, names=names).decode(pa.array([one(1, 1), one(2, 2), one(1, 3)], pa.binary()))
+    assert found.batch.column("more").to_pylist() == [9.0, 0.5, 9.0]
