@@ -68,6 +68,8 @@ class LookupTable:
         # Versions of rows, oldest first; each piece is more than twice as long as the next.
         self._pieces: list[pa.Table] = []
         self._positions: dict[int, envelope.Position] = {}
+        # The last answer of `find`: steps ask for the same keys one after the other.
+        self._asked: tuple[pa.Array, Int64] | None = None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -86,13 +88,19 @@ class LookupTable:
         before = self._positions.get(partition, envelope.NOWHERE)
         fresh = envelope.after_position(lsn, order, before)
         self._positions[partition] = envelope.highest(lsn, order, before)
+        self._asked = None
         self._take_over(events if fresh.all() else events.filter(pa.array(fresh)))
 
     def find(self, keys: pa.Array) -> Int64:
-        """The number of each key's row, negative where there is none (or the key is null).
+        """The number of each key's row, negative where there is none (or the key is null). Not to be changed.
 
         Numbers of any width are compared by value; keys of another kind than the table's are not in it.
         """
+        if self._asked is None or not _is_same(self._asked[0], keys):
+            self._asked = keys, self._find(keys)
+        return self._asked[1]
+
+    def _find(self, keys: pa.Array) -> Int64:
         if (same := self._as_table_keys(keys)) is None:
             return np.full(len(keys), ABSENT)
         found = self._index.locations(hash_keys([same]))
@@ -161,6 +169,16 @@ class LookupTable:
             pieces = [_take(pieces, numbers)]
             self._index.put(keys, np.arange(len(numbers)))
         self._pieces = pieces
+
+
+def _is_same(one: pa.Array, other: pa.Array) -> bool:
+    """Whether two arrays, both alive, are the same memory."""
+    if one is other:
+        return True
+    if (one.type, one.offset, len(one)) != (other.type, other.offset, len(other)):
+        return False
+    pairs = zip(one.buffers(), other.buffers(), strict=True)
+    return all((a is None) == (b is None) and (a is None or a.address == b.address) for a, b in pairs)
 
 
 def _joined(pieces: Sequence[pa.Table]) -> pa.Table:

@@ -73,6 +73,18 @@ def test_numbers_are_found_by_value_and_other_kinds_not_at_all() -> None:
     assert exact.known(pa.array([Decimal("7.00")], pa.decimal128(38, 2))).to_pylist() == [True]
 
 
+def test_the_same_keys_are_found_anew_once_a_row_has_come_or_gone() -> None:
+    table = LookupTable(Lookup("t", "p.public.t", "id", ("site",)))
+    keys = pa.array([7, 8, 9], pa.int64())
+    row = {"id": 7, "site": "s", "note": "n"}
+    assert table.known(keys).to_pylist() == [False, False, False]
+    table.apply(0, changes([("c", None, row, 1)], SHAPE, "public.t"))
+    assert table.known(keys).to_pylist() == [True, False, False]
+    assert table.known(keys.slice(1)).to_pylist() == [False, False]
+    table.apply(0, changes([("d", row, None, 2)], SHAPE, "public.t"))
+    assert table.known(keys).to_pylist() == [False, False, False]
+
+
 def test_an_empty_lookup_knows_nothing() -> None:
     table = LookupTable(Lookup("t", "p.public.t", "id", ("site", "note")))
     assert table.take(pa.array(["a", None])).to_pydict() == {"site": [None, None], "note": [None, None]}
