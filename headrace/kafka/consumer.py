@@ -2,16 +2,16 @@
 
 Group membership, security, metadata, positions, seek, pause and commits stay aiokafka's: only what turns the bytes of a
 fetch into records is exchanged. aiokafka has no seam for that, so these private names are relied on, and its version is
-pinned: `AIOKafkaConsumer._fetcher`, `Fetcher._proc_fetch_request` (its globals MemoryRecords and PartitionRecords are
-bound anew, for one consumer), `Fetcher._fetch_task`, `_fetch_waiters` and `_closed`, `PartitionRecords._unpack_records`
-and the fields it reads.
+pinned: `AIOKafkaConsumer._client` and `_fetcher`, `Fetcher._proc_fetch_request` (its globals MemoryRecords and
+PartitionRecords are bound anew, for one consumer), `Fetcher._fetch_task`, `_fetch_waiters` and `_closed`,
+`PartitionRecords._unpack_records` and the fields it reads.
 """
 
 from __future__ import annotations
 
 import asyncio
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ from headrace.kafka import layout
 from headrace.kafka.columns import HEADERS, Chunk
 from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
+from headrace.kafka.rebind import rebind
+from headrace.kafka.security import Watch
 from headrace.kafka.writer import encode_headers
 from headrace.logs import get_logger
 
@@ -124,26 +126,6 @@ def _note_legacy(topic: str) -> None:
         log.warning("old message format: read slowly, and without a bound on decompression", topic=topic)
 
 
-def rebind(function: Callable[..., Any], **names: Any) -> types.FunctionType:
-    """A copy of a function that sees these objects under these global names.
-
-    Raises ImportError when the function does not use one of the names: then another version is installed than the one
-    this was written for.
-    """
-    for name in names:
-        if name not in function.__code__.co_names:
-            raise ImportError(f"the installed aiokafka is not the pinned one: {function.__qualname__} lacks {name}")
-    copy = types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **names},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    copy.__kwdefaults__ = function.__kwdefaults__
-    return copy
-
-
 class ColumnarConsumer(AIOKafkaConsumer):
     """`AIOKafkaConsumer` whose `getmany` gives {TopicPartition: [Chunk, ...]} and whose `getone` gives one `Chunk`.
 
@@ -152,7 +134,8 @@ class ColumnarConsumer(AIOKafkaConsumer):
 
     Beside aiokafka's errors, `getmany` and `getone` raise `CorruptBatchError` and `DecompressionLimitError`, with the
     position before the bad batch (nothing of other partitions is lost), and `FetchStoppedError` at every call once the
-    background fetching has died, where aiokafka would say for ever that there is nothing.
+    background fetching has died, where aiokafka would say for ever that there is nothing. `SecurityError` is raised
+    after each connection that TLS or SASL has refused meanwhile.
     """
 
     def __init__(self, *topics: str, headers: bool = True, limits: ReadLimits | None = None, **options: Any) -> None:
@@ -162,6 +145,11 @@ class ColumnarConsumer(AIOKafkaConsumer):
         self._reader = FetchReader(limits or ReadLimits(), headers=headers)
         self._failure: tuple[TopicPartition, HeadraceError] | None = None
         super().__init__(*topics, **options)
+        self._watch = Watch(self._client)
+
+    async def start(self) -> None:
+        """Connect, and join the group if there is one. Raises `SecurityError` when TLS or SASL refuses a connection."""
+        await self._watch.start(super().start, self.stop)
 
     @property
     def _fetcher(self) -> Any:
@@ -195,6 +183,7 @@ class ColumnarConsumer(AIOKafkaConsumer):
                 waiter.set_exception(error)
 
     def _raise_failure(self) -> None:
+        self._watch.check()
         fetcher = self._fetcher
         if fetcher is not None and not fetcher._closed and fetcher._fetch_task.done():
             raise _fetch_stopped(fetcher._fetch_task)

@@ -23,6 +23,7 @@ from aiokafka.structs import RecordMetadata
 
 from headrace.errors import HeadraceError
 from headrace.kafka.reader import ReadLimits
+from headrace.kafka.security import Watch
 from headrace.kafka.writer import Columns, EncodedBatch, encode_batches, encode_one_batch, partition_for
 
 # Plain bytes of a request's rows, below the batch size of `producer_options`.
@@ -76,6 +77,14 @@ class ColumnarProducer(AIOKafkaProducer):
 
     _null_key_turn = 0
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._watch = Watch(self.client)
+
+    async def start(self) -> None:
+        """Connect. Raises `SecurityError` when TLS or SASL refuses a connection."""
+        await self._watch.start(super().start, self.stop)
+
     async def send_columns(
         self,
         topic: str,
@@ -92,8 +101,9 @@ class ColumnarProducer(AIOKafkaProducer):
         list<struct<key: string, value: binary>>. `atomic` puts all rows into exactly one record batch, which Kafka
         appends whole or not at all. Waits until the batch before has left. Raises `BatchTooLargeError` when a row (or
         `atomic`, all rows) does not fit a request of max_request_size (the rows before that row may be sent, none at
-        all when atomic), and aiokafka's errors.
+        all when atomic), `SecurityError` when TLS or SASL has refused a connection meanwhile, and aiokafka's errors.
         """
+        self._watch.check()
         columns = Columns(keys, values, timestamps, headers)
         try:
             batches = iter([self._encode_one(columns)]) if atomic else self._encode(columns)

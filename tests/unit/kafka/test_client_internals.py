@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
@@ -15,7 +17,7 @@ from aiokafka.record.control_record import ABORT_MARKER
 from numba.core.caching import FunctionCache
 
 from headrace.kafka import layout
-from headrace.kafka.consumer import rebind
+from headrace.kafka.rebind import rebind
 
 
 def source(function: Any) -> str:
@@ -57,6 +59,27 @@ def test_a_fetch_response_becomes_records_by_these_globals(name: str) -> None:
 def test_rebinding_a_name_that_is_not_used_says_so() -> None:
     with pytest.raises(ImportError, match=r"not the pinned one: Fetcher\._proc_fetch_request lacks Gone"):
         rebind(fetcher.Fetcher._proc_fetch_request, Gone=object)
+
+
+@pytest.mark.parametrize("name", ["bootstrap", "_get_conn"])
+def test_a_client_connects_by_this_global(name: str) -> None:
+    function = getattr(AIOKafkaClient, name)
+    assert rebind(function, create_conn=object).__globals__["create_conn"] is object
+
+
+def test_a_client_connects_nowhere_else() -> None:
+    assert source(AIOKafkaClient).count("create_conn(") == 2
+    assert parameters(create_conn)[:2] == ["host", "port"]
+
+
+def test_the_consumer_and_the_producer_have_their_client_before_they_start() -> None:
+    assert "self._client = AIOKafkaClient(" in source(AIOKafkaConsumer.__init__)
+    assert "self.client = AIOKafkaClient(" in source(AIOKafkaProducer.__init__)
+
+
+def test_a_fetch_result_stops_at_the_number_asked_for_and_keeps_the_rest() -> None:
+    assert "len(ret_list) >= max_records" in source(fetcher.FetchResult.getall)
+    assert "max_records or self._max_poll_records" in source(AIOKafkaConsumer.getmany)
 
 
 def test_memory_records_take_bytes() -> None:
