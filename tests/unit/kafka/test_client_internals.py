@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import create_conn
 from aiokafka.consumer import fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
 from aiokafka.record.control_record import ABORT_MARKER
@@ -117,6 +118,22 @@ def test_partition_records_have_these_fields(field: str) -> None:
 
 def test_partition_records_iterate_over_what_unpack_records_yields() -> None:
     assert "self._unpack_records()" in source(fetcher.PartitionRecords.__init__)
+
+
+@pytest.mark.parametrize("field", ["_fetch_max_wait_ms", "_fetch_min_bytes"])
+def test_a_fetcher_takes_its_patience_from_these_fields_at_each_fetch(field: str) -> None:
+    assert f"self.{field} = " in source(fetcher.Fetcher.__init__)
+    assert f"self.{field}" in source(fetcher.Fetcher._get_actions_per_node)
+
+
+def test_the_coordinator_tells_offsets_with_their_metadata() -> None:
+    assert "self._coordinator = GroupCoordinator(" in source(AIOKafkaConsumer.start)
+    assert parameters(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
+    assert "OffsetAndMetadata(offset, metadata)" in source(GroupCoordinator._do_fetch_commit_offsets)
+
+
+def test_a_client_tells_the_metadata_of_all_topics() -> None:
+    assert parameters(AIOKafkaClient.fetch_all_metadata) == ["self"]
 
 
 def test_aborted_producers_are_found_by_offset() -> None:
