@@ -14,21 +14,19 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher as client
-from aiokafka.errors import RecordTooLargeError
+from aiokafka.errors import OffsetOutOfRangeError, RecordTooLargeError
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, HeadraceError
 from headrace.kafka import layout
-from headrace.kafka.columns import HEADERS, Chunk
+from headrace.kafka.columns import Chunk
 from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
+from headrace.kafka.legacy import bounded_size, chunk_of, take
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
 from headrace.kafka.rebind import rebind
 from headrace.kafka.security import Watch
-from headrace.kafka.writer import encode_headers
 from headrace.logs import get_logger
 
 log = get_logger(__name__)
@@ -54,6 +52,8 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
     An exception raised here would make the client drop what it has already taken from other partitions, whose positions
     have moved: those records would be lost.
     """
+
+    _records: _RawMemoryRecords
 
     def __init__(self, reader: FetchReader, *arguments: Any) -> None:
         self._reader = reader
@@ -93,27 +93,23 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
         """Message format v0 or v1 (or a fetch that mixes it with v2) through the client's own records."""
         topic, partition = self._tp
         _note_legacy(topic)
-        start = self.next_fetch_offset
-        try:
-            records = list(super()._unpack_records())
-        except Exception as e:  # the client's decoders fail with anything: assertions, struct.error, zlib.error
-            self.next_fetch_offset = start
-            error = CorruptBatchError(f"{type(e).__name__}: {e}", where=f"{topic}-{partition}@{start}")
-            error.__cause__ = e
-            yield error
+        limits = self._reader.limits
+        size, unreadable = bounded_size(self._records.raw, limits)
+        self._records = _RawMemoryRecords(self._records.raw[:size])
+        records = super()._unpack_records()
+        while True:
+            some, error = take(records, limits)
+            if some:
+                yield chunk_of(topic, partition, some, self.next_fetch_offset)
+            if error is not None:
+                unreadable = CorruptBatchError(f"{type(error).__name__}: {error}")
+                unreadable.__cause__ = error
+            elif some:
+                continue
+            if unreadable is not None:
+                unreadable.where = f"{topic}-{partition}@{self.next_fetch_offset}"
+                yield unreadable
             return
-        headers = [[{"key": key, "value": value} for key, value in record.headers] for record in records]
-        chunk = Chunk(
-            topic,
-            partition,
-            pa.array([record.key for record in records], pa.binary()),
-            pa.array([record.value for record in records], pa.binary()),
-            np.array([record.offset for record in records], np.int64),
-            np.array([-1 if record.timestamp is None else record.timestamp for record in records], np.int64),
-            self.next_fetch_offset,
-            encode_headers(pa.array(headers, HEADERS)) if any(headers) else None,
-        )
-        yield from self._advance(self._reader.pieces(chunk))
 
 
 _legacy_topics: set[str] = set()
@@ -123,7 +119,7 @@ def _note_legacy(topic: str) -> None:
     LEGACY_FETCHES.labels(topic).inc()
     if topic not in _legacy_topics:
         _legacy_topics.add(topic)
-        log.warning("old message format: read slowly, and without a bound on decompression", topic=topic)
+        log.warning("old message format: read slowly", topic=topic)
 
 
 class ColumnarConsumer(AIOKafkaConsumer):
@@ -143,7 +139,8 @@ class ColumnarConsumer(AIOKafkaConsumer):
             if options.get(name) is not None:
                 raise ConfigError("columns are decoded by schemas.codec, not by the consumer", where=name)
         self._reader = FetchReader(limits or ReadLimits(), headers=headers)
-        self._failure: tuple[TopicPartition, HeadraceError] | None = None
+        self._max_chunks: int | None = options.get("max_poll_records")
+        self._failure: tuple[set[TopicPartition], Exception] | None = None
         super().__init__(*topics, **options)
         self._watch = Watch(self._client)
 
@@ -188,26 +185,42 @@ class ColumnarConsumer(AIOKafkaConsumer):
         if fetcher is not None and not fetcher._closed and fetcher._fetch_task.done():
             raise _fetch_stopped(fetcher._fetch_task)
         if self._failure is not None:
-            (tp, error), self._failure = self._failure, None
-            if tp in self.assignment():
+            (places, error), self._failure = self._failure, None
+            if places <= self.assignment():
                 raise error
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Chunk]]:
-        """Chunks fetched so far, or within the timeout; `max_records` bounds the number of chunks."""
+        """Chunks fetched so far, or within the timeout, until they hold `ReadLimits.max_poll_bytes`.
+
+        `max_records` bounds the number of chunks.
+        """
         self._raise_failure()
-        try:
-            fetched = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
-        except RecordTooLargeError as e:
-            raise _cut_off(e) from e
+        bound = self._max_chunks if max_records is None else max_records
+        if bound is not None and bound < 1:
+            raise ValueError("max_records must be positive")
         out: dict[TopicPartition, list[Chunk]] = {}
-        for tp, items in fetched.items():
-            chunks = [item for item in items if isinstance(item, Chunk)]
-            if len(chunks) < len(items):
-                self._failure = tp, items[-1]
-            if chunks:
-                out[tp] = chunks
+        count = size = 0
+        # One at a time: each is made when it is asked for. What is there already comes without a pause in between, so
+        # no rebalance can happen while some are in hand.
+        while count != bound and size < self._reader.limits.max_poll_bytes and self._failure is None:
+            try:
+                fetched = await super().getmany(*partitions, timeout_ms=0 if out else timeout_ms, max_records=1)
+            except Exception as e:
+                # The positions of the chunks in hand have moved: they must be given out first.
+                self._failure = _places(e), _cut_off(e) if isinstance(e, RecordTooLargeError) else e
+                break
+            if not fetched:
+                break
+            for tp, items in fetched.items():
+                for item in items:
+                    if isinstance(item, Chunk):
+                        out.setdefault(tp, []).append(item)
+                        count += 1
+                        size += item.nbytes
+                    else:
+                        self._failure = {tp}, item
         if not out:
             self._raise_failure()
         return out
@@ -231,6 +244,10 @@ def _fetch_stopped(task: asyncio.Task[None]) -> FetchStoppedError:
     error = FetchStoppedError(f"the consumer's fetch task has ended{reason}", hint="restart the process")
     error.__cause__ = cause
     return error
+
+
+def _places(error: Exception) -> set[TopicPartition]:
+    return set(error.args[0]) if isinstance(error, OffsetOutOfRangeError) else set()
 
 
 def _cut_off(error: RecordTooLargeError) -> CorruptBatchError:
