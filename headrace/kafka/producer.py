@@ -3,8 +3,8 @@
 Columns become whole record batches that go through aiokafka's public `send_batch`: idempotence, transactions, retries
 and security stay aiokafka's. Private names relied on, under a pinned version: the methods of
 `aiokafka.producer.message_accumulator.BatchBuilder` (`_set_producer_state` and `_build` among them, called when the
-sender takes the batch), and of the producer `_message_accumulator` (its `_batch_size` and `_compression_type`),
-`_max_request_size` and `_txn_manager`.
+sender takes the batch), and of the producer `_message_accumulator` (its `_batch_size`, `_compression_type`,
+`drain_by_nodes` and `reenqueue`, and its batches' `_builder`), `_max_request_size` and `_txn_manager`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from aiokafka import AIOKafkaProducer
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.structs import RecordMetadata
 
 from headrace.errors import HeadraceError
@@ -28,6 +28,9 @@ from headrace.kafka.writer import Columns, EncodedBatch, encode_batches, encode_
 
 # Plain bytes of a request's rows, below the batch size of `producer_options`.
 SLICE_BYTES = 900_000
+# A request carries a batch of every partition that its broker leads; brokers close a connection that sends more than
+# socket.request.max.bytes (100 MiB by default), and the client would send the same again.
+MOST_REQUEST_BYTES = 48 << 20
 # Most that a record's lengths, offset and timestamp take.
 RECORD_OVERHEAD = 32
 
@@ -80,10 +83,25 @@ class ColumnarProducer(AIOKafkaProducer):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._watch = Watch(self.client)
+        self._message_accumulator.drain_by_nodes = self._drain
 
     async def start(self) -> None:
         """Connect. Raises `SecurityError` when TLS or SASL refuses a connection."""
         await self._watch.start(super().start, self.stop)
+
+    def _drain(self, *arguments: Any, **options: Any) -> tuple[dict[int, dict[Any, Any]], bool]:
+        """The client's batches for each node, but what is too much for one request is put back for the next."""
+        accumulator = self._message_accumulator
+        nodes, leaders_missing = MessageAccumulator.drain_by_nodes(accumulator, *arguments, **options)
+        for batches in nodes.values():
+            size = 0
+            for place, batch in list(batches.items()):
+                size += batch._builder.size()
+                if size > MOST_REQUEST_BYTES and len(batches) > 1:
+                    size -= batch._builder.size()
+                    # It keeps its sequence number, as one that is tried again.
+                    accumulator.reenqueue(batches.pop(place))
+        return nodes, leaders_missing
 
     async def send_columns(
         self,

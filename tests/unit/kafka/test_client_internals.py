@@ -14,6 +14,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
+from aiokafka.producer.sender import Sender
 from aiokafka.record.control_record import ABORT_MARKER
 from numba.core.caching import FunctionCache
 
@@ -176,6 +177,16 @@ def test_producer_state_is_set_once_before_the_batch_is_built() -> None:
 @pytest.mark.parametrize("field", ["_batch_size", "_compression_type"])
 def test_the_accumulator_has_these_fields(field: str) -> None:
     assert f"self.{field} = " in source(message_accumulator.MessageAccumulator.__init__)
+
+
+def test_the_sender_drains_by_node_and_mutes_only_what_it_was_given() -> None:
+    assert "self._message_accumulator.drain_by_nodes(" in source(Sender._sender_routine)
+    assert "for tp in node_batches:" in source(Sender._sender_routine)
+
+
+def test_a_batch_that_is_put_back_comes_first_and_keeps_its_sequence_number() -> None:
+    assert "self._batches[tp].appendleft(batch)" in source(message_accumulator.MessageAccumulator.reenqueue)
+    assert "self._builder = " in source(message_accumulator.MessageBatch.__init__)
 
 
 @pytest.mark.parametrize("field", ["_message_accumulator", "_max_request_size", "_txn_manager"])
