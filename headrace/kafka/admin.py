@@ -40,22 +40,24 @@ class TopicSpec:
 
 @lru_cache(maxsize=8)
 def _connection(kafka: KafkaSettings) -> tuple[AdminClient, deque[KafkaError]]:
-    """The client, and what it told beside the answers, the newest last."""
+    """The client, and what it told beside its answers since it was asked, the newest last."""
     told: deque[KafkaError] = deque(maxlen=16)
     # What the library would print each second while the cluster is away, callers get as errors.
     return AdminClient({**confluent_options(kafka), "log_level": 2, "error_cb": told.append}), told
 
 
 def _client(kafka: KafkaSettings) -> AdminClient:
-    return _connection(kafka)[0]
+    client, told = _connection(kafka)
+    client.poll(0)
+    told.clear()
+    return client
 
 
 def _refusal(kafka: KafkaSettings) -> SecurityError | None:
     """Why the cluster does not answer, when TLS or SASL is why."""
     client, told = _connection(kafka)
     client.poll(0)
-    found = [refused for error in told if (refused := refusal_of_confluent(error))]
-    told.clear()
+    found = [refused for error in list(told) if (refused := refusal_of_confluent(error))]
     return found[-1] if found else None
 
 

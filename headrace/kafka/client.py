@@ -68,6 +68,8 @@ def producer_options(kafka: KafkaSettings) -> dict[str, Any]:
 def confluent_options(kafka: KafkaSettings) -> dict[str, Any]:
     """Connection and security, for confluent-kafka's clients. Raises as `client_options` does."""
     _check(kafka)
+    if kafka.security_protocol.endswith("SSL"):
+        _ssl_context(kafka)  # the library would say less clearly, and only to whom makes a client, what is wrong
     options = {
         "bootstrap.servers": kafka.bootstrap_servers,
         "security.protocol": kafka.security_protocol,

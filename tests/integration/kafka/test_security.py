@@ -9,12 +9,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from aiokafka import TopicPartition
 from cryptography import x509
 
 from headrace.config import KafkaSettings
-from headrace.errors import TransientError
+from headrace.errors import ConfigError, TransientError
 from headrace.kafka import ColumnarConsumer, ColumnarProducer, SecurityError, admin
-from headrace.kafka.client import consumer_options, producer_options
+from headrace.kafka.client import client_options, confluent_options, consumer_options, producer_options
 from tests.integration.kafka.brokers import Brokers, brokers
 from tests.integration.kafka.certificates import LOCALHOST, Authority
 from tests.integration.kafka.oracle import consume, random_rows
@@ -37,6 +38,7 @@ class Secured:
     authority: str
     stranger: str
     certificate: str
+    strange_certificate: str
 
     def settings(self, listener: str, **said: Any) -> KafkaSettings:
         """What works at this listener, and what is said otherwise."""
@@ -64,9 +66,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "ssl.truststore.type": "PEM",
         "ssl.truststore.location": str(authority.certificate),
         "listener.name.mutual.ssl.client.auth": "required",
-        "listener.name.misnamed.ssl.keystore.location": str(
-            authority.sign("elsewhere", x509.DNSName("elsewhere.example"))
-        ),
+        "listener.name.misnamed.ssl.keystore.location": str(authority.sign("elsewhere", x509.DNSName("localhost"))),
     }
     for listener, mechanisms in MECHANISMS.items():
         config[f"listener.name.{listener}.sasl.enabled.mechanisms"] = mechanisms
@@ -80,6 +80,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             str(authority.certificate),
             str(stranger.certificate),
             str(authority.sign("client", LOCALHOST, password="key-password")),
+            str(stranger.sign("strange-client", LOCALHOST)),
         )
 
 
@@ -115,6 +116,15 @@ async def test_columns_go_both_ways(secured: Secured, listener: str, said: Said)
     assert await asyncio.to_thread(admin.committed_offsets, kafka, name) == {(name, 0): len(rows)}
 
 
+@pytest.mark.parametrize("options", [client_options, confluent_options])
+def test_a_key_without_its_password_is_a_wrong_setting_and_asks_nobody(
+    secured: Secured, options: Callable[[KafkaSettings], Said]
+) -> None:
+    for password in ({}, {"ssl_keypassword": "another"}):
+        with pytest.raises(ConfigError, match="ssl_keypassword"):
+            options(secured.settings("MUTUAL", **password))
+
+
 def changed(**said: Any) -> Callable[[Secured], Said]:
     return lambda secured: said
 
@@ -123,6 +133,11 @@ REFUSED: dict[str, tuple[str, Callable[[Secured], Said], str]] = {
     "another authority": ("TLS", lambda secured: {"ssl_cafile": secured.stranger}, "ssl_cafile"),
     "another host name": ("MISNAMED", changed(), "advertised.listeners"),
     "no client certificate": ("MUTUAL", changed(ssl_certfile=None), "ssl_certfile"),
+    "a stranger's certificate": (
+        "MUTUAL",
+        lambda secured: {"ssl_certfile": secured.strange_certificate},
+        "ssl_certfile",
+    ),
     "PLAIN": ("LOGIN", changed(sasl_mechanism="PLAIN", sasl_password="wrong-battery"), "sasl_password"),
     SCRAM_256: ("LOGIN", changed(sasl_mechanism=SCRAM_256, sasl_password="wrong-battery"), "sasl_password"),
     SCRAM_512: ("BOTH", changed(sasl_password="wrong-battery"), "sasl_password"),
@@ -147,3 +162,23 @@ async def test_what_is_wrong_is_said_and_not_tried_again(secured: Secured, case:
         assert hint in error.hint
         assert "wrong-battery" not in f"{error} {error!r} {error.__cause__!r}"
     assert errors[0].where == kafka.bootstrap_servers
+
+
+async def test_a_name_that_the_brokers_give_out_themselves_is_checked_too(secured: Secured) -> None:
+    port = secured.brokers.bootstrap_servers("MISNAMED").rpartition(":")[2]
+    kafka = secured.settings("MISNAMED", bootstrap_servers=f"localhost:{port}")
+    producer = ColumnarProducer(**producer_options(kafka))
+    consumer = ColumnarConsumer(**consumer_options(kafka))
+    async with asyncio.timeout(60):
+        with pytest.raises(SecurityError, match=f"127.0.0.1:{port}"):
+            await producer.start()
+        await consumer.start()
+        consumer.assign([TopicPartition("any", 0)])
+        with pytest.raises(SecurityError, match=f"127.0.0.1:{port}"):
+            await read_for_ever(consumer)
+    await consumer.stop()
+
+
+async def read_for_ever(consumer: ColumnarConsumer) -> None:
+    while True:
+        await consumer.getmany(timeout_ms=100)
