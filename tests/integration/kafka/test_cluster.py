@@ -1,29 +1,33 @@
-"""Three brokers that are killed and restarted under a writer and a reader: nothing is lost, doubled or out of order."""
+"""What one broker does not show: three that are killed and restarted under load, and a log that is compacted."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from random import Random
 from uuid import uuid4
 
 import pyarrow as pa
 import pytest
+from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, KafkaError
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from headrace.config import KafkaSettings
-from headrace.kafka import ColumnarConsumer, ColumnarProducer, admin
+from headrace.kafka import Chunk, ColumnarConsumer, ColumnarProducer, admin
 from headrace.kafka.client import confluent_options, consumer_options, producer_options
 from tests.integration.kafka.brokers import Brokers, brokers
-from tests.integration.kafka.oracle import consume
+from tests.integration.kafka.oracle import NOW, consume, produce, producer
+from tests.unit.kafka.rows import Row, rows_of
 
 # Seven starts of a Java machine: a busy one takes its time.
 pytestmark = pytest.mark.timeout(900)
 
 PARTITIONS = 3
 ROWS = 50
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")
 SECONDS = 120.0
 
 
@@ -189,3 +193,54 @@ async def test_leaders_die_and_brokers_restart_under_load(three: Brokers) -> Non
         assert log == [(i, b"%d of %d" % (i, partition)) for i in range(len(log))]
         assert writer.acknowledged[partition] == log
         assert sorted(reader.seen[partition].items()) == log
+
+
+async def test_what_the_broker_has_compacted_away_is_passed_from_any_offset(three: Brokers) -> None:
+    kafka = KafkaSettings(bootstrap_servers=three.bootstrap_servers(), replication_factor=3)
+    topic = f"compacted-{uuid4().hex[:8]}"
+    config = {
+        "cleanup.policy": "compact",
+        "segment.ms": "100",
+        "min.cleanable.dirty.ratio": "0.001",
+        "delete.retention.ms": "3600000",
+    }
+    await asyncio.to_thread(admin.ensure_topics, kafka, {topic: admin.TopicSpec(1, config)})
+    random = Random(7)
+    written = 0
+    log: list[tuple[int, Row]] = []
+    deadline = time.monotonic() + SECONDS
+    while written < 6 * ROWS or len(log) > written - 4 * ROWS:
+        assert time.monotonic() < deadline
+        at = NOW + 20 * written  # the broker begins another segment by the time that records tell
+        rows: list[Row] = [
+            (b"%d" % random.randrange(2 * ROWS), None if random.random() < 0.3 else b"%d" % (written + i), at, ())
+            for i in range(ROWS)
+        ]
+        codec = CODECS[written // ROWS % len(CODECS)]
+        await asyncio.to_thread(produce, producer(kafka, compression_type=codec, batch_num_messages=7), topic, rows)
+        written += ROWS
+        await asyncio.sleep(0.2)  # the cleaner's turn
+        log = await asyncio.to_thread(consume, kafka, topic)
+    # The cleaner is at work still, so what is read lies between two readings of the other client.
+    for start in (0, 1, written // 3, written - ROWS):
+        chunks = await read_to(kafka, topic, start, written)
+        later = await asyncio.to_thread(consume, kafka, topic)
+        ours = rows_of(chunks)
+        assert {row for row in later if row[0] >= start} <= set(ours) <= {row for row in log if row[0] >= start}
+        assert [offset for offset, _ in ours] == sorted({offset for offset, _ in ours})
+        assert chunks[-1].next_offset == written
+    assert any(row[1] is None for _, row in log)
+
+
+async def read_to(kafka: KafkaSettings, topic: str, start: int, end: int) -> list[Chunk]:
+    consumer = ColumnarConsumer(**consumer_options(kafka))
+    await consumer.start()
+    tp = TopicPartition(topic, 0)
+    consumer.assign([tp])
+    consumer.seek(tp, start)
+    chunks: list[Chunk] = []
+    async with asyncio.timeout(SECONDS):
+        while await consumer.position(tp) < end:
+            chunks += (await consumer.getmany(timeout_ms=500)).get(tp, [])
+    await consumer.stop()
+    return chunks
