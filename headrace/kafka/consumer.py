@@ -251,4 +251,7 @@ def _places(error: Exception) -> set[TopicPartition]:
 
 
 def _cut_off(error: RecordTooLargeError) -> CorruptBatchError:
-    return CorruptBatchError(f"a record batch is cut off: {error}", hint="start a new consumer at the committed offset")
+    hint = "start a new consumer at the committed offset"
+    found = CorruptBatchError(f"a record batch is cut off: {error}", hint=hint)
+    found.__cause__ = error
+    return found
