@@ -32,10 +32,11 @@ class KafkaSettings(Section):
     security_protocol: str = "PLAINTEXT"
     sasl_mechanism: str | None = None
     sasl_username: str | None = None
-    sasl_password: str | None = None
+    sasl_password: str | None = Field(None, repr=False)
     ssl_cafile: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    ssl_keypassword: str | None = Field(None, repr=False)
     partitions: int = Field(4, ge=1, description="partitions of topics that Headrace creates")
     replication_factor: int = Field(1, ge=1)
 

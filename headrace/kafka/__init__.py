@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.kafka.columns import Chunk
     from headrace.kafka.consumer import ColumnarConsumer
-    from headrace.kafka.errors import BatchTooLargeError, CorruptBatchError, DecompressionLimitError, FetchStoppedError
+    from headrace.kafka.errors import (
+        BatchTooLargeError,
+        CorruptBatchError,
+        DecompressionLimitError,
+        FetchStoppedError,
+        SecurityError,
+    )
     from headrace.kafka.producer import ColumnarProducer
     from headrace.kafka.reader import ReadLimits
     from headrace.kafka.writer import partition_for
@@ -23,6 +29,7 @@ __all__ = [
     "DecompressionLimitError",
     "FetchStoppedError",
     "ReadLimits",
+    "SecurityError",
     "partition_for",
 ]
 

@@ -1,27 +1,36 @@
 """What Headrace asks of a cluster beside records: topics, offsets, identities.
 
 All functions block until the broker answers (at most TIMEOUT_SECONDS a request): from a coroutine, call them through
-`asyncio.to_thread`. They raise `UnavailableError` when the cluster does not answer, `TerminalError` when it refuses.
+`asyncio.to_thread`. They raise `UnavailableError` when the cluster does not answer, `TerminalError` when it refuses,
+`SecurityError` when TLS or SASL does.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec, TopicMetadata
 
 from headrace.config import KafkaSettings
 from headrace.errors import TerminalError, UnavailableError
 from headrace.kafka.client import confluent_options
-from headrace.kafka.errors import from_client
+from headrace.kafka.errors import SecurityError, from_client, refusal_of_confluent
 
 TIMEOUT_SECONDS = 30.0
+REFUSAL_SECONDS = 1.0
+# How long what passes by itself within moments of a topic's or a group's making is waited for.
+SETTLING_SECONDS = 5.0
+_SETTLING = {
+    *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART"),
+    *("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS"),
+}
 
 # (topic, partition)
 Partition = tuple[str, int]
@@ -36,24 +45,65 @@ class TopicSpec:
 
 
 @lru_cache(maxsize=8)
-def _client(kafka: KafkaSettings) -> AdminClient:
+def _connection(kafka: KafkaSettings) -> tuple[AdminClient, deque[KafkaError]]:
+    """The client, and what it told beside its answers since it was asked, the newest last."""
+    told: deque[KafkaError] = deque(maxlen=16)
     # What the library would print each second while the cluster is away, callers get as errors.
-    return AdminClient({**confluent_options(kafka), "log_level": 2})
+    return AdminClient({**confluent_options(kafka), "log_level": 2, "error_cb": told.append}), told
+
+
+def _client(kafka: KafkaSettings) -> AdminClient:
+    client, told = _connection(kafka)
+    client.poll(0)
+    told.clear()
+    return client
+
+
+def _refusal(kafka: KafkaSettings) -> SecurityError | None:
+    """Why the cluster does not answer, when TLS or SASL is why."""
+    client, told = _connection(kafka)
+    client.poll(0)
+    found = [refused for error in list(told) if (refused := refusal_of_confluent(error))]
+    return found[-1] if found else None
 
 
 @contextmanager
-def _errors(where: str) -> Iterator[None]:
+def _errors(kafka: KafkaSettings, where: str) -> Iterator[None]:
     try:
         yield
     except (KafkaException, TimeoutError) as e:
-        raise from_client(e, where=where) from e
+        raise _refusal(kafka) or from_client(e, where=where) from e
+
+
+def _settled(future: Any, again: Callable[[], Any]) -> Any:
+    """The result of a request, or of the same request made again while a leader or a coordinator is not there yet."""
+    deadline = time.monotonic() + SETTLING_SECONDS
+    while True:
+        try:
+            return future.result(TIMEOUT_SECONDS)
+        except KafkaException as e:
+            if e.args[0].name() not in _SETTLING or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+            future = again()
+
+
+def _topics(kafka: KafkaSettings) -> dict[str, TopicMetadata]:
+    with _errors(kafka, "kafka"):
+        try:
+            found = _client(kafka).list_topics(timeout=min(REFUSAL_SECONDS, TIMEOUT_SECONDS))
+        except KafkaException:
+            # The library would try for the whole time what cannot succeed.
+            if refused := _refusal(kafka):
+                raise refused from None
+            found = _client(kafka).list_topics(timeout=TIMEOUT_SECONDS)
+    topics: dict[str, TopicMetadata] = found.topics
+    return topics
 
 
 def partitions(kafka: KafkaSettings) -> dict[str, int]:
     """Number of partitions of every topic; Kafka's internal topics are left out."""
-    with _errors("kafka"):
-        topics = _client(kafka).list_topics(timeout=TIMEOUT_SECONDS).topics
-    return {name: len(topic.partitions) for name, topic in topics.items() if not name.startswith("__")}
+    return {name: len(topic.partitions) for name, topic in _topics(kafka).items() if not name.startswith("__")}
 
 
 def ensure_topics(kafka: KafkaSettings, topics: Mapping[str, TopicSpec]) -> set[str]:
@@ -76,7 +126,7 @@ def ensure_topics(kafka: KafkaSettings, topics: Mapping[str, TopicSpec]) -> set[
             if e.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise from_client(e, where=name) from e
     if missing:
-        _await_leaders(kafka, set(missing))
+        _await_leaders(kafka, dict.fromkeys(missing, 1))
     return created
 
 
@@ -89,33 +139,33 @@ def add_partitions(kafka: KafkaSettings, wanted: Mapping[str, int]) -> set[str]:
     grown = {topic: count for topic, count in wanted.items() if 0 < known.get(topic, 0) < count}
     asked = [NewPartitions(topic, count) for topic, count in grown.items()]
     for topic, future in (_client(kafka).create_partitions(asked) if asked else {}).items():
-        with _errors(topic):
+        with _errors(kafka, topic):
             future.result(TIMEOUT_SECONDS)
     if grown:
-        _await_leaders(kafka, set(grown))
+        _await_leaders(kafka, grown)
     return set(grown)
 
 
-def _await_leaders(kafka: KafkaSettings, names: set[str]) -> None:
+def _await_leaders(kafka: KafkaSettings, wanted: Mapping[str, int]) -> None:
+    """Wait until each topic has this many partitions, and every partition a leader."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
-        with _errors("kafka"):
-            topics = _client(kafka).list_topics(timeout=TIMEOUT_SECONDS).topics
         ready = {
             name
-            for name, topic in topics.items()
-            if topic.partitions and all(partition.leader >= 0 for partition in topic.partitions.values())
+            for name, topic in _topics(kafka).items()
+            if len(topic.partitions) >= wanted.get(name, 1)
+            and all(partition.leader >= 0 for partition in topic.partitions.values())
         }
-        if names <= ready:
+        if set(wanted) <= ready:
             return
         if time.monotonic() > deadline:
-            raise UnavailableError("no leader after creation", where=", ".join(sorted(names - ready)))
+            raise UnavailableError("no leader after creation", where=", ".join(sorted(set(wanted) - ready)))
         time.sleep(0.05)
 
 
 def cluster_id(kafka: KafkaSettings) -> str:
     """Identity of the cluster, which offsets kept elsewhere belong to."""
-    with _errors("kafka"):
+    with _errors(kafka, "kafka"):
         return str(_client(kafka).describe_cluster().result(TIMEOUT_SECONDS).cluster_id)
 
 
@@ -149,16 +199,25 @@ def _offsets(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Par
         if topic not in known:
             raise TerminalError("no such topic", where=topic)
         asked.update({TopicPartition(topic, partition): spec for partition in range(known[topic])})
+    client = _client(kafka)
     out = {}
-    for tp, future in (_client(kafka).list_offsets(asked) if asked else {}).items():
-        with _errors(f"{tp.topic}-{tp.partition}"):
-            out[tp.topic, tp.partition] = int(future.result(TIMEOUT_SECONDS).offset)
+    for tp, future in (client.list_offsets(asked) if asked else {}).items():
+        with _errors(kafka, f"{tp.topic}-{tp.partition}"):
+            found = _settled(future, partial(_one_offset, client, tp, spec))
+        out[tp.topic, tp.partition] = int(found.offset)
     return out
+
+
+def _one_offset(client: AdminClient, place: TopicPartition, spec: Any) -> Any:
+    return client.list_offsets({place: spec})[place]
 
 
 def committed_offsets(kafka: KafkaSettings, group: str) -> dict[Partition, int]:
     """Offsets that a consumer group has committed; empty for a group that does not exist."""
-    future = _client(kafka).list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
-    with _errors(f"group {group}"):
-        found = future.result(TIMEOUT_SECONDS).topic_partitions
+
+    def ask() -> Any:
+        return _client(kafka).list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
+
+    with _errors(kafka, f"group {group}"):
+        found = _settled(ask(), ask).topic_partitions
     return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}

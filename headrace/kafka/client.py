@@ -68,6 +68,8 @@ def producer_options(kafka: KafkaSettings) -> dict[str, Any]:
 def confluent_options(kafka: KafkaSettings) -> dict[str, Any]:
     """Connection and security, for confluent-kafka's clients. Raises as `client_options` does."""
     _check(kafka)
+    if kafka.security_protocol.endswith("SSL"):
+        _ssl_context(kafka)  # the library would say less clearly, and only to whom makes a client, what is wrong
     options = {
         "bootstrap.servers": kafka.bootstrap_servers,
         "security.protocol": kafka.security_protocol,
@@ -76,7 +78,8 @@ def confluent_options(kafka: KafkaSettings) -> dict[str, Any]:
         "sasl.password": kafka.sasl_password,
         "ssl.ca.location": kafka.ssl_cafile,
         "ssl.certificate.location": kafka.ssl_certfile,
-        "ssl.key.location": kafka.ssl_keyfile,
+        "ssl.key.location": kafka.ssl_keyfile or kafka.ssl_certfile,
+        "ssl.key.password": kafka.ssl_keypassword,
     }
     return {name: value for name, value in options.items() if value is not None}
 
@@ -97,9 +100,13 @@ def _check(kafka: KafkaSettings) -> None:
 def _ssl_context(kafka: KafkaSettings) -> ssl.SSLContext:
     try:
         context: ssl.SSLContext = create_ssl_context(
-            cafile=kafka.ssl_cafile, certfile=kafka.ssl_certfile, keyfile=kafka.ssl_keyfile
+            cafile=kafka.ssl_cafile,
+            certfile=kafka.ssl_certfile,
+            keyfile=kafka.ssl_keyfile,
+            # Without one OpenSSL would ask the terminal.
+            password=kafka.ssl_keypassword or "",
         )
     except OSError as e:
-        files = "kafka.ssl_cafile, kafka.ssl_certfile, kafka.ssl_keyfile"
+        files = "kafka.ssl_cafile, kafka.ssl_certfile, kafka.ssl_keyfile, kafka.ssl_keypassword"
         raise ConfigError(f"cannot be loaded: {e}", where=files) from e
     return context

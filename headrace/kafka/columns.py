@@ -48,6 +48,14 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.offsets)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the columns, those of a slice for a slice."""
+        wire = self.wire_headers
+        headers = 0 if wire is None else int(wire.offsets[-1]) - int(wire.offsets[0]) + wire.offsets.nbytes
+        columns = (self.keys, self.values, self.offsets, self.timestamps)
+        return headers + sum(int(column.nbytes) for column in columns)
+
     def slice(self, start: int, length: int | None = None) -> Chunk:
         """Rows start..start+length without copying. Its `next_offset` follows its last row (or is its first row's
         offset when it is empty), and is the chunk's own when it reaches the chunk's end."""

@@ -15,20 +15,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.consumer import fetcher as client
-from aiokafka.errors import RecordTooLargeError
+from aiokafka.errors import OffsetOutOfRangeError, RecordTooLargeError
 from prometheus_client import Counter
 
 from headrace.errors import ConfigError, HeadraceError
-from headrace.kafka import layout, parse
-from headrace.kafka.columns import HEADERS, Chunk
+from headrace.kafka import layout, parse, receive
+from headrace.kafka.columns import Chunk
 from headrace.kafka.errors import CorruptBatchError, FetchStoppedError
+from headrace.kafka.legacy import bounded_size, chunk_of, take
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
 from headrace.kafka.rebind import rebind
-from headrace.kafka.receive import ReceivingClient
-from headrace.kafka.writer import encode_headers
+from headrace.kafka.security import Watch
 from headrace.logs import get_logger
 
 log = get_logger(__name__)
@@ -50,14 +49,10 @@ class _Batches:
     def has_next(self) -> bool:
         raw = np.frombuffer(self.raw, np.uint8)
         count = parse.count_batches(raw.ctypes.data, len(raw))
-        return bool(self.of_client().has_next() if count == parse.LEGACY else count)
+        return bool(client.MemoryRecords(bytes(self.raw)).has_next() if count == parse.LEGACY else count)
 
     def size_in_bytes(self) -> int:
         return len(self.raw)
-
-    def of_client(self) -> Any:
-        """The client's own records of these bytes."""
-        return client.MemoryRecords(bytes(self.raw))
 
 
 class _ColumnarPartitionRecords(client.PartitionRecords):
@@ -107,28 +102,24 @@ class _ColumnarPartitionRecords(client.PartitionRecords):
         """Message format v0 or v1 (or a fetch that mixes it with v2) through the client's own records."""
         topic, partition = self._tp
         _note_legacy(topic)
-        start = self.next_fetch_offset
-        self._records = self._records.of_client()
-        try:
-            records = list(super()._unpack_records())
-        except Exception as e:  # the client's decoders fail with anything: assertions, struct.error, zlib.error
-            self.next_fetch_offset = start
-            error = CorruptBatchError(f"{type(e).__name__}: {e}", where=f"{topic}-{partition}@{start}")
-            error.__cause__ = e
-            yield error
+        limits = self._reader.limits
+        raw = bytes(self._records.raw)
+        size, unreadable = bounded_size(raw, limits)
+        self._records = client.MemoryRecords(raw[:size])
+        records = super()._unpack_records()
+        while True:
+            some, error = take(records, limits)
+            if some:
+                yield chunk_of(topic, partition, some, self.next_fetch_offset)
+            if error is not None:
+                unreadable = CorruptBatchError(f"{type(error).__name__}: {error}")
+                unreadable.__cause__ = error
+            elif some:
+                continue
+            if unreadable is not None:
+                unreadable.where = f"{topic}-{partition}@{self.next_fetch_offset}"
+                yield unreadable
             return
-        headers = [[{"key": key, "value": value} for key, value in record.headers] for record in records]
-        chunk = Chunk(
-            topic,
-            partition,
-            pa.array([record.key for record in records], pa.binary()),
-            pa.array([record.value for record in records], pa.binary()),
-            np.array([record.offset for record in records], np.int64),
-            np.array([-1 if record.timestamp is None else record.timestamp for record in records], np.int64),
-            self.next_fetch_offset,
-            encode_headers(pa.array(headers, HEADERS)) if any(headers) else None,
-        )
-        yield from self._advance(self._reader.pieces(chunk))
 
 
 _legacy_topics: set[str] = set()
@@ -138,7 +129,7 @@ def _note_legacy(topic: str) -> None:
     LEGACY_FETCHES.labels(topic).inc()
     if topic not in _legacy_topics:
         _legacy_topics.add(topic)
-        log.warning("old message format: read slowly, and without a bound on decompression", topic=topic)
+        log.warning("old message format: read slowly", topic=topic)
 
 
 class ColumnarConsumer(AIOKafkaConsumer):
@@ -149,7 +140,8 @@ class ColumnarConsumer(AIOKafkaConsumer):
 
     Beside aiokafka's errors, `getmany` and `getone` raise `CorruptBatchError` and `DecompressionLimitError`, with the
     position before the bad batch (nothing of other partitions is lost), and `FetchStoppedError` at every call once the
-    background fetching has died, where aiokafka would say for ever that there is nothing.
+    background fetching has died, where aiokafka would say for ever that there is nothing. `SecurityError` is raised
+    after each connection that TLS or SASL has refused meanwhile.
     """
 
     def __init__(self, *topics: str, headers: bool = True, limits: ReadLimits | None = None, **options: Any) -> None:
@@ -157,18 +149,14 @@ class ColumnarConsumer(AIOKafkaConsumer):
             if options.get(name) is not None:
                 raise ConfigError("columns are decoded by schemas.codec, not by the consumer", where=name)
         self._reader = FetchReader(limits or ReadLimits(), headers=headers)
-        self._failure: tuple[TopicPartition, HeadraceError] | None = None
+        self._max_chunks: int | None = options.get("max_poll_records")
+        self._failure: tuple[set[TopicPartition], Exception] | None = None
         super().__init__(*topics, **options)
+        self._watch = Watch(self._client, receive.connect)
 
-    @property
-    def _client(self) -> Any:
-        return self.__dict__["_client"]
-
-    @_client.setter
-    def _client(self, made: Any) -> None:
-        # Before its first connection.
-        made.__class__ = ReceivingClient
-        self.__dict__["_client"] = made
+    async def start(self) -> None:
+        """Connect, and join the group if there is one. Raises `SecurityError` when TLS or SASL refuses a connection."""
+        await self._watch.start(super().start, self.stop)
 
     @property
     def _fetcher(self) -> Any:
@@ -202,30 +190,47 @@ class ColumnarConsumer(AIOKafkaConsumer):
                 waiter.set_exception(error)
 
     def _raise_failure(self) -> None:
+        self._watch.check()
         fetcher = self._fetcher
         if fetcher is not None and not fetcher._closed and fetcher._fetch_task.done():
             raise _fetch_stopped(fetcher._fetch_task)
         if self._failure is not None:
-            (tp, error), self._failure = self._failure, None
-            if tp in self.assignment():
+            (places, error), self._failure = self._failure, None
+            if places <= self.assignment():
                 raise error
 
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Chunk]]:
-        """Chunks fetched so far, or within the timeout; `max_records` bounds the number of chunks."""
+        """Chunks fetched so far, or within the timeout, until they hold `ReadLimits.max_poll_bytes`.
+
+        `max_records` bounds the number of chunks.
+        """
         self._raise_failure()
-        try:
-            fetched = await super().getmany(*partitions, timeout_ms=timeout_ms, max_records=max_records)
-        except RecordTooLargeError as e:
-            raise _cut_off(e) from e
+        bound = self._max_chunks if max_records is None else max_records
+        if bound is not None and bound < 1:
+            raise ValueError("max_records must be positive")
         out: dict[TopicPartition, list[Chunk]] = {}
-        for tp, items in fetched.items():
-            chunks = [item for item in items if isinstance(item, Chunk)]
-            if len(chunks) < len(items):
-                self._failure = tp, items[-1]
-            if chunks:
-                out[tp] = chunks
+        count = size = 0
+        # One at a time: each is made when it is asked for. What is there already comes without a pause in between, so
+        # no rebalance can happen while some are in hand.
+        while count != bound and size < self._reader.limits.max_poll_bytes and self._failure is None:
+            try:
+                fetched = await super().getmany(*partitions, timeout_ms=0 if out else timeout_ms, max_records=1)
+            except Exception as e:
+                # The positions of the chunks in hand have moved: they must be given out first.
+                self._failure = _places(e), _cut_off(e) if isinstance(e, RecordTooLargeError) else e
+                break
+            if not fetched:
+                break
+            for tp, items in fetched.items():
+                for item in items:
+                    if isinstance(item, Chunk):
+                        out.setdefault(tp, []).append(item)
+                        count += 1
+                        size += item.nbytes
+                    else:
+                        self._failure = {tp}, item
         if not out:
             self._raise_failure()
         return out
@@ -251,5 +256,12 @@ def _fetch_stopped(task: asyncio.Task[None]) -> FetchStoppedError:
     return error
 
 
+def _places(error: Exception) -> set[TopicPartition]:
+    return set(error.args[0]) if isinstance(error, OffsetOutOfRangeError) else set()
+
+
 def _cut_off(error: RecordTooLargeError) -> CorruptBatchError:
-    return CorruptBatchError(f"a record batch is cut off: {error}", hint="start a new consumer at the committed offset")
+    hint = "start a new consumer at the committed offset"
+    found = CorruptBatchError(f"a record batch is cut off: {error}", hint=hint)
+    found.__cause__ = error
+    return found

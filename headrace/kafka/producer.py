@@ -3,8 +3,8 @@
 Columns become whole record batches that go through aiokafka's public `send_batch`: idempotence, transactions, retries
 and security stay aiokafka's. Private names relied on, under a pinned version: the methods of
 `aiokafka.producer.message_accumulator.BatchBuilder` (`_set_producer_state` and `_build` among them, called when the
-sender takes the batch), and of the producer `_message_accumulator` (its `_batch_size` and `_compression_type`),
-`_max_request_size` and `_txn_manager`.
+sender takes the batch), and of the producer `_message_accumulator` (its `_batch_size`, `_compression_type`,
+`drain_by_nodes` and `reenqueue`, and its batches' `_builder`), `_max_request_size` and `_txn_manager`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from aiokafka import AIOKafkaProducer
-from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageAccumulator
 from aiokafka.structs import RecordMetadata
 
 from headrace.errors import HeadraceError
 from headrace.kafka.reader import ReadLimits
+from headrace.kafka.security import Watch
 from headrace.kafka.writer import Columns, EncodedBatch, encode_batches, encode_one_batch, partition_for
 
 # Plain bytes of a request's rows, below the batch size of `producer_options`.
 SLICE_BYTES = 900_000
+# A request carries a batch of every partition that its broker leads; brokers close a connection that sends more than
+# socket.request.max.bytes (100 MiB by default), and the client would send the same again.
+MOST_REQUEST_BYTES = 48 << 20
 # Most that a record's lengths, offset and timestamp take.
 RECORD_OVERHEAD = 32
 
@@ -76,6 +80,29 @@ class ColumnarProducer(AIOKafkaProducer):
 
     _null_key_turn = 0
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._watch = Watch(self.client)
+        self._message_accumulator.drain_by_nodes = self._drain
+
+    async def start(self) -> None:
+        """Connect. Raises `SecurityError` when TLS or SASL refuses a connection."""
+        await self._watch.start(super().start, self.stop)
+
+    def _drain(self, *arguments: Any, **options: Any) -> tuple[dict[int, dict[Any, Any]], bool]:
+        """The client's batches for each node, but what is too much for one request is put back for the next."""
+        accumulator = self._message_accumulator
+        nodes, leaders_missing = MessageAccumulator.drain_by_nodes(accumulator, *arguments, **options)
+        for batches in nodes.values():
+            size = 0
+            for place, batch in list(batches.items()):
+                size += batch._builder.size()
+                if size > MOST_REQUEST_BYTES and len(batches) > 1:
+                    size -= batch._builder.size()
+                    # It keeps its sequence number, as one that is tried again.
+                    accumulator.reenqueue(batches.pop(place))
+        return nodes, leaders_missing
+
     async def send_columns(
         self,
         topic: str,
@@ -92,8 +119,9 @@ class ColumnarProducer(AIOKafkaProducer):
         list<struct<key: string, value: binary>>. `atomic` puts all rows into exactly one record batch, which Kafka
         appends whole or not at all. Waits until the batch before has left. Raises `BatchTooLargeError` when a row (or
         `atomic`, all rows) does not fit a request of max_request_size (the rows before that row may be sent, none at
-        all when atomic), and aiokafka's errors.
+        all when atomic), `SecurityError` when TLS or SASL has refused a connection meanwhile, and aiokafka's errors.
         """
+        self._watch.check()
         columns = Columns(keys, values, timestamps, headers)
         try:
             batches = iter([self._encode_one(columns)]) if atomic else self._encode(columns)

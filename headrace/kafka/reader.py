@@ -25,15 +25,22 @@ _SLACK = 16  # spare bytes that the parsing kernel may write after a data buffer
 
 @dataclass(frozen=True, slots=True)
 class ReadLimits:
-    """Bounds of what one chunk may hold.
+    """Bounds of what one chunk, and one `getmany`, may hold.
 
     A chunk has at most `max_chunk_rows` rows. It takes batches up to `max_chunk_bytes` of plain records, and always
     one. A batch of more than `max_decompressed_bytes` is refused, before that much is written when it is compressed.
+    `getmany` makes no further chunk once those it has hold `max_poll_bytes`.
+
+    So a consumer holds, whatever arrives, no more than three times `max_chunk_bytes + max_decompressed_bytes` (what is
+    decompressed, scratch, columns), `max_poll_bytes` and 30 bytes for each record of the largest batch; twice the
+    columns while the caller keeps those of the poll before. Beside that is what the client has fetched: a few times
+    `fetch_max_bytes` or the largest batch, for each broker.
     """
 
     max_chunk_rows: int = 131_072
     max_chunk_bytes: int = 32 << 20
     max_decompressed_bytes: int = 64 << 20
+    max_poll_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
         for name in self.__slots__:
@@ -54,7 +61,7 @@ class FetchReader:
     """Reads fetches of any partition; keeps its scratch memory between them. Not for use by two threads at once."""
 
     def __init__(self, limits: ReadLimits, *, headers: bool) -> None:
-        self._limits = limits
+        self.limits = limits
         self._headers = headers
         self._decompressor = Decompressor(limits.max_chunk_bytes, limits.max_decompressed_bytes)
         self._scratch: dict[str, Bytes] = {}
@@ -100,8 +107,8 @@ class FetchReader:
 
     def pieces(self, chunk: Chunk) -> Iterator[Chunk]:
         """The chunk in slices of at most max_chunk_rows; itself when it is empty."""
-        for first in range(0, max(len(chunk), 1), self._limits.max_chunk_rows):
-            yield chunk.slice(first, self._limits.max_chunk_rows)
+        for first in range(0, max(len(chunk), 1), self.limits.max_chunk_rows):
+            yield chunk.slice(first, self.limits.max_chunk_rows)
 
     @staticmethod
     def _index(raw: Bytes, check_crc: bool, where: str) -> Index:
@@ -119,7 +126,7 @@ class FetchReader:
         group: list[int] = []
         size = 0
         for k in range(start, len(index)):
-            if size >= self._limits.max_chunk_bytes:
+            if size >= self.limits.max_chunk_bytes:
                 return group, k
             if not shown[k]:
                 continue
@@ -140,7 +147,7 @@ class FetchReader:
             plain = self._decompressor.decompress(codec, plain)
             batch[parse.BATCH_DATA] = plain.ctypes.data
             batch[parse.BATCH_DATA_END] = plain.ctypes.data + len(plain)
-        if len(plain) > self._limits.max_decompressed_bytes:
+        if len(plain) > self.limits.max_decompressed_bytes:
             raise DecompressionLimitError(f"a record batch of {len(plain)} bytes is above max_decompressed_bytes")
         if batch[parse.BATCH_RECORDS] * layout.MIN_RECORD_SIZE > len(plain):
             raise CorruptBatchError("a record batch claims more records than it has bytes for")

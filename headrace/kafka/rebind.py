@@ -8,7 +8,7 @@ from typing import Any
 
 
 def rebind(function: Callable[..., Any], **names: Any) -> types.FunctionType:
-    """A copy of a function that sees these objects under these global names; nothing of the library is changed.
+    """A copy of a function that sees these objects under these global names.
 
     Raises ImportError when the function does not use one of the names: then another version is installed than the one
     this was written for.

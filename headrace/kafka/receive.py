@@ -2,9 +2,9 @@
 
 The client's own connection copies each response four times before it is records. Only its bytes are received otherwise
 here: security, requests, versions, timeouts and errors stay the client's. It has no seam for that, so these private
-names are relied on, and its version is pinned: `AIOKafkaConsumer._client`; the globals `create_conn` of
-`AIOKafkaClient.bootstrap` and `_get_conn`, `AIOKafkaConnection` of `create_conn`, `AIOKafkaProtocol` and `asyncio` of
-`AIOKafkaConnection.connect`, `io` of its `_handle_frame`; how its `_read` asks its reader, and its `_requests`.
+names are relied on, and its version is pinned: the globals `AIOKafkaConnection` of `create_conn`, `AIOKafkaProtocol`
+and `asyncio` of `AIOKafkaConnection.connect`, `io` of its `_handle_frame`; how its `_read` asks its reader, and its
+`_requests`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
-from aiokafka import client, conn
+from aiokafka import conn
 from aiokafka.protocol.fetch import FetchResponse_v0
 
 from headrace.kafka.rebind import rebind
@@ -179,11 +179,5 @@ class _Connection(conn.AIOKafkaConnection):
             super()._handle_frame(bytes(frame))
 
 
-_create = rebind(conn.create_conn, AIOKafkaConnection=_Connection)
-
-
-class ReceivingClient(client.AIOKafkaClient):
-    """The client's own, whose connections receive fetch responses in place."""
-
-    bootstrap = rebind(client.AIOKafkaClient.bootstrap, create_conn=_create)
-    _get_conn = rebind(client.AIOKafkaClient._get_conn, create_conn=_create)
+connect = rebind(conn.create_conn, AIOKafkaConnection=_Connection)
+"""The client's own `create_conn`, of connections that receive fetch responses in place."""

@@ -148,6 +148,14 @@ async def test_a_deleted_start_is_never_skipped_in_silence(cluster: KafkaSetting
     assert await read_all(cluster, name, auto_offset_reset="earliest") == consume(cluster, name)
 
 
+async def test_an_end_that_was_cut_off_is_never_taken_for_quiet(cluster: KafkaSettings, topic: Topic) -> None:
+    name = topic()
+    produce(producer(cluster), name, random_rows(10))
+    async with reading(cluster, name, 11) as (consumer, _):
+        with pytest.raises(OffsetOutOfRangeError):
+            await consumer.getmany(timeout_ms=10_000)
+
+
 async def test_damage_on_the_way_is_raised_once_and_loses_nothing(
     cluster: KafkaSettings, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -125,3 +126,19 @@ async def test_rows_of_unequal_columns_are_refused(cluster: KafkaSettings, topic
     async with writing(cluster) as to:
         with pytest.raises(ValueError, match="2 timestamps for 1 values"):
             await to.send_columns(topic(), 0, None, pa.array([b"v"]), np.zeros(2, np.int64))
+
+
+async def test_full_batches_of_many_partitions_are_not_too_much_for_a_broker(
+    cluster: KafkaSettings, topic: Topic
+) -> None:
+    name = topic(8, max_message_bytes=str(16 << 20))
+    megabyte = os.urandom(1 << 20)
+    values = pa.array([megabyte] * 14)
+    async with writing(cluster, max_batch_size=15 << 20, compression_type=None) as to:
+        acks = []
+        for rows in (values, values[:1]):
+            for partition in range(8):
+                acks += await to.send_columns(name, partition, None, rows)
+        async with asyncio.timeout(60):
+            results = await asyncio.gather(*acks)
+    assert [result.offset for result in results] == [0] * 8 + [14] * 8

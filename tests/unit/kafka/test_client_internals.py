@@ -7,10 +7,14 @@ from importlib.metadata import version
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, client, conn
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, conn
+from aiokafka.client import AIOKafkaClient
+from aiokafka.conn import create_conn
 from aiokafka.consumer import fetcher
+from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
+from aiokafka.producer.sender import Sender
 from aiokafka.record.control_record import ABORT_MARKER
 from numba.core.caching import FunctionCache
 
@@ -59,17 +63,26 @@ def test_rebinding_a_name_that_is_not_used_says_so() -> None:
         rebind(fetcher.Fetcher._proc_fetch_request, Gone=object)
 
 
-def test_the_consumer_makes_its_client_before_it_connects() -> None:
+@pytest.mark.parametrize("name", ["bootstrap", "_get_conn"])
+def test_a_client_connects_by_this_global(name: str) -> None:
+    function = getattr(AIOKafkaClient, name)
+    assert rebind(function, create_conn=object).__globals__["create_conn"] is object
+
+
+def test_a_client_connects_nowhere_else() -> None:
+    assert source(AIOKafkaClient).count("create_conn(") == 2
+    assert parameters(create_conn)[:2] == ["host", "port"]
+
+
+def test_the_consumer_and_the_producer_have_their_client_before_they_start() -> None:
     assert "self._client = AIOKafkaClient(" in source(AIOKafkaConsumer.__init__)
-    assert "await self._client.bootstrap()" in source(AIOKafkaConsumer.start)
+    assert "self.client = AIOKafkaClient(" in source(AIOKafkaProducer.__init__)
 
 
 @pytest.mark.parametrize(
     ("function", "name"),
     [
-        (client.AIOKafkaClient.bootstrap, "create_conn"),
-        (client.AIOKafkaClient._get_conn, "create_conn"),
-        (conn.create_conn, "AIOKafkaConnection"),
+        (create_conn, "AIOKafkaConnection"),
         (conn.AIOKafkaConnection.connect, "AIOKafkaProtocol"),
         (conn.AIOKafkaConnection.connect, "asyncio"),
         (conn.AIOKafkaConnection._handle_frame, "io"),
@@ -91,6 +104,11 @@ def test_a_connection_asks_for_the_length_and_then_for_the_response() -> None:
     assert read.index("readexactly(4)") < read.index("readexactly(size)")
     assert read.count("readexactly") == 2
     assert "correlation_id, request, fut = self._requests[0]" in source(conn.AIOKafkaConnection._handle_frame)
+
+
+def test_a_fetch_result_stops_at_the_number_asked_for_and_keeps_the_rest() -> None:
+    assert "len(ret_list) >= max_records" in source(fetcher.FetchResult.getall)
+    assert "max_records or self._max_poll_records" in source(AIOKafkaConsumer.getmany)
 
 
 def test_memory_records_take_bytes() -> None:
@@ -128,6 +146,22 @@ def test_partition_records_have_these_fields(field: str) -> None:
 
 def test_partition_records_iterate_over_what_unpack_records_yields() -> None:
     assert "self._unpack_records()" in source(fetcher.PartitionRecords.__init__)
+
+
+@pytest.mark.parametrize("field", ["_fetch_max_wait_ms", "_fetch_min_bytes"])
+def test_a_fetcher_takes_its_patience_from_these_fields_at_each_fetch(field: str) -> None:
+    assert f"self.{field} = " in source(fetcher.Fetcher.__init__)
+    assert f"self.{field}" in source(fetcher.Fetcher._get_actions_per_node)
+
+
+def test_the_coordinator_tells_offsets_with_their_metadata() -> None:
+    assert "self._coordinator = GroupCoordinator(" in source(AIOKafkaConsumer.start)
+    assert parameters(GroupCoordinator.fetch_committed_offsets) == ["self", "partitions"]
+    assert "OffsetAndMetadata(offset, metadata)" in source(GroupCoordinator._do_fetch_commit_offsets)
+
+
+def test_a_client_tells_the_metadata_of_all_topics() -> None:
+    assert parameters(AIOKafkaClient.fetch_all_metadata) == ["self"]
 
 
 def test_aborted_producers_are_found_by_offset() -> None:
@@ -170,6 +204,16 @@ def test_producer_state_is_set_once_before_the_batch_is_built() -> None:
 @pytest.mark.parametrize("field", ["_batch_size", "_compression_type"])
 def test_the_accumulator_has_these_fields(field: str) -> None:
     assert f"self.{field} = " in source(message_accumulator.MessageAccumulator.__init__)
+
+
+def test_the_sender_drains_by_node_and_mutes_only_what_it_was_given() -> None:
+    assert "self._message_accumulator.drain_by_nodes(" in source(Sender._sender_routine)
+    assert "for tp in node_batches:" in source(Sender._sender_routine)
+
+
+def test_a_batch_that_is_put_back_comes_first_and_keeps_its_sequence_number() -> None:
+    assert "self._batches[tp].appendleft(batch)" in source(message_accumulator.MessageAccumulator.reenqueue)
+    assert "self._builder = " in source(message_accumulator.MessageBatch.__init__)
 
 
 @pytest.mark.parametrize("field", ["_message_accumulator", "_max_request_size", "_txn_manager"])

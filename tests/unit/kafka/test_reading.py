@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.consumer.fetcher import READ_COMMITTED, READ_UNCOMMITTED
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from structlog.testing import capture_logs
@@ -82,9 +83,15 @@ def control(base: int, producer: int, kind: int) -> bytes:
     return batch(base, [0], producer=producer, attributes=layout.CONTROL | layout.TRANSACTIONAL, key=key)
 
 
-def client_view(data: bytes, isolation: int, aborted: list[tuple[int, int]], start: int = 0) -> tuple[list[Any], int]:
+def client_view(
+    data: bytes,
+    isolation: int,
+    aborted: list[tuple[int, int]],
+    start: int = 0,
+    limits: ReadLimits | None = None,
+) -> tuple[list[Any], int]:
     """What aiokafka's fetch result would take from the data, and the position after it."""
-    reader = FetchReader(ReadLimits(), headers=True)
+    reader = FetchReader(limits or ReadLimits(), headers=True)
     records = consumer_module._ColumnarPartitionRecords(
         reader,
         TopicPartition("t", 3),
@@ -211,6 +218,37 @@ def test_damaged_older_formats_are_corrupt() -> None:
     assert position == 0
 
 
+@pytest.mark.parametrize("codec", [layout.GZIP, layout.SNAPPY, layout.LZ4])
+def test_a_bomb_in_an_older_format_is_refused_after_the_good_ones(codec: int) -> None:
+    def message(offset: int, codec: int, value: bytes) -> bytes:
+        builder = LegacyRecordBatchBuilder(1, codec, 1 << 30)
+        builder.append(offset, 1000, b"k", value)
+        data = bytearray(builder.build())
+        struct.pack_into(">q", data, 0, offset)
+        return bytes(data)
+
+    data = message(0, 0, b"plain") + message(1, codec, b"small" * 100) + message(2, codec, bytes(5_000_000))
+    limits = ReadLimits(max_chunk_bytes=1_000_000, max_decompressed_bytes=1_000_000)
+    tracemalloc.start()
+    (chunk, error), position = client_view(data, READ_UNCOMMITTED, [], limits=limits)
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+    assert values([chunk]) == [b"plain", b"small" * 100]
+    assert isinstance(error, DecompressionLimitError)
+    assert (error.where, position) == ("t-3@2", 2)
+
+
+def test_older_formats_keep_to_the_bounds_of_a_chunk() -> None:
+    builder = LegacyRecordBatchBuilder(1, 0, 1 << 20)
+    for i in range(25):
+        builder.append(i, 1000 + i, None, bytes(100))
+    limits = ReadLimits(max_chunk_rows=7, max_chunk_bytes=400)
+    chunks, position = client_view(bytes(builder.build()), READ_UNCOMMITTED, [], limits=limits)
+    assert [len(chunk) for chunk in chunks] == [4] * 6 + [1]
+    assert [chunk.next_offset for chunk in chunks] == [4, 8, 12, 16, 20, 24, 25]
+    assert position == 25
+
+
 def test_bad_headers_name_the_record() -> None:
     payload = encode_one_batch(
         columns([(None, b"v", 1, ()), (None, b"v", 1, (("key", b"value"),))]),
@@ -256,7 +294,7 @@ async def test_an_error_waits_until_other_partitions_records_are_given_out(monke
     ]
 
     async def getmany(*_: Any, **__: Any) -> dict[TopicPartition, list[Any]]:
-        return fetched.pop(0)
+        return fetched.pop(0) if fetched else {}
 
     monkeypatch.setattr(consumer_module.AIOKafkaConsumer, "getmany", getmany)
     consumer = consumer_module.ColumnarConsumer()
@@ -265,3 +303,46 @@ async def test_an_error_waits_until_other_partitions_records_are_given_out(monke
     with pytest.raises(HeadraceError, match="bad"):
         await consumer.getmany()
     assert await consumer.getmany() == {other: [chunk]}
+
+
+async def test_a_poll_ends_when_its_chunks_hold_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    (chunk,) = read(batch(0, [0, 1, 2]))
+    tp, other = TopicPartition("t", 3), TopicPartition("t", 4)
+    fetched = [{tp: [chunk]}, {tp: [chunk]}, {other: [chunk]}, {tp: [chunk]}]
+
+    async def getmany(*_: Any, max_records: int, **__: Any) -> dict[TopicPartition, list[Any]]:
+        assert max_records == 1
+        return fetched.pop(0) if fetched else {}
+
+    monkeypatch.setattr(consumer_module.AIOKafkaConsumer, "getmany", getmany)
+    limits = ReadLimits(max_poll_bytes=2 * chunk.nbytes + 1)
+    consumer = consumer_module.ColumnarConsumer(limits=limits)
+    assert await consumer.getmany(max_records=1) == {tp: [chunk]}
+    assert await consumer.getmany() == {tp: [chunk, chunk], other: [chunk]}
+    assert await consumer.getmany() == {}
+    with pytest.raises(ValueError, match="positive"):
+        await consumer.getmany(max_records=0)
+
+
+async def test_the_client_s_error_waits_until_what_is_in_hand_is_given_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    (chunk,) = read(batch(0, [0]))
+    tp, other = TopicPartition("t", 3), TopicPartition("t", 4)
+    answers: list[Any] = [{tp: [chunk]}, OffsetOutOfRangeError({other: 5}), {tp: [chunk]}, KafkaError("seen"), {}]
+
+    async def getmany(*_: Any, **__: Any) -> dict[TopicPartition, list[Any]]:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        found: dict[TopicPartition, list[Any]] = answer
+        return found
+
+    monkeypatch.setattr(consumer_module.AIOKafkaConsumer, "getmany", getmany)
+    consumer = consumer_module.ColumnarConsumer()
+    consumer.assign([tp, other])
+    assert await consumer.getmany() == {tp: [chunk]}
+    consumer.assign([tp])
+    # What was out of range is not read any more.
+    assert await consumer.getmany() == {tp: [chunk]}
+    with pytest.raises(KafkaError, match="seen"):
+        await consumer.getmany()
+    assert await consumer.getmany() == {}
