@@ -40,6 +40,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def servers(asked: argparse.Namespace) -> list[str]:
+    """What must run: the catalog of the Connect sink is on Postgres."""
+    connect = not asked.systems or "Iceberg Kafka Connect sink" in asked.systems
+    postgres = ["postgres"] if connect and {"append", "freshness"} & set(asked.hops) else []
+    return ["kafka", "registry", *postgres]
+
+
 def ended(number: int, _: object) -> None:
     """Told to end: leave as after Ctrl-C, so that everything that was started is ended."""
     raise KeyboardInterrupt(signal.Signals(number).name)
@@ -51,7 +58,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, ended)
     stack = SessionStack()
     try:
-        session = Session(stack.need("kafka", "registry"), events, asked.systems, quick=asked.quick)
+        session = Session(stack.need(*servers(asked)), events, asked.systems, quick=asked.quick)
         try:
             for hop in asked.hops:
                 session.run(hop)

@@ -62,9 +62,9 @@ def stacked(title: str, note: str, lines: Sequence[tuple[str, Sequence[tuple[str
     room = WIDTH - LABEL - VALUE
     body = []
     for i, name in enumerate(names):
-        x, y = 180 * (i % 4), 56 + 22 * (i // 4)
-        body.append(f'<rect class="s{i % 8}" x="{x}" y="{y}" width="12" height="12" rx="2"/>')
-        body.append(f'<text class="note" x="{x + 18}" y="{y + 11}">{escape(name)}</text>')
+        left, y = 180 * (i % 4), 56 + 22 * (i // 4)
+        body.append(f'<rect class="s{i % 8}" x="{left}" y="{y}" width="12" height="12" rx="2"/>')
+        body.append(f'<text class="note" x="{left + 18}" y="{y + 11}">{escape(name)}</text>')
     top = 66 + 22 * (-(-len(names) // 4))
     for i, (label, parts) in enumerate(lines):
         y, x = top + i * LINE, float(LABEL)

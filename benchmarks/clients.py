@@ -12,6 +12,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fastavro
@@ -21,6 +22,7 @@ from aiokafka import TopicPartition
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as ConfluentPartition
 
+from benchmarks import stages
 from benchmarks.data import readings
 from benchmarks.row import Row
 from benchmarks.shapes import READING
@@ -150,20 +152,28 @@ CLIENTS: dict[tuple[str, str], Run] = {
 }
 
 
-def measure_client(hop: str, system: str, settings: Settings, topic: str, events: int, partitions: int) -> Row:
-    """One run in a process of its own. Raises `TerminalError` with what it said when it fails."""
+def measure_client(
+    hop: str, system: str, settings: Settings, topic: str, events: int, partitions: int, into: Path | None = None
+) -> Row:
+    """One run in a process of its own; `into` gets where its time goes. Raises `TerminalError` when it fails."""
     asked = {"hop": hop, "system": system, "topic": topic, "events": events, "partitions": partitions}
     asked["settings"] = settings.model_dump_json()
-    with Tree([sys.executable, "-m", "benchmarks.clients", json.dumps(asked)], {}) as tree:
+    with Tree(
+        [sys.executable, "-m", "benchmarks.clients", json.dumps(asked)],
+        {stages.VARIABLE: None if into is None else str(into)},
+    ) as tree:
         found = json.loads(tree.finish(PATIENCE).splitlines()[-1])
     return Row(hop, system, peak_rss_mb=tree.peak_mb, **found)
 
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    stopwatch = stages.asked_for()
     settings = Settings.model_validate_json(asked["settings"])
     run = CLIENTS[asked["hop"], asked["system"]]
     warm()
+    if stopwatch is not None:
+        stopwatch.begin()
     clock, cpu = time.perf_counter(), cpu_seconds()
     events, ok = run(settings, asked["topic"], asked["events"], asked["partitions"])
     seconds, cpu = time.perf_counter() - clock, cpu_seconds() - cpu

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks import ours
-from benchmarks.peers import plain, stock_faust
+from benchmarks.peers import connect, plain, quix, spark, stock_faust
 from benchmarks.shapes import ORDER, READING, envelope
 from benchmarks.system import System
 from benchmarks.topics import Topics
@@ -15,7 +15,7 @@ from benchmarks.topics import Topics
 @dataclass(frozen=True)
 class Hop:
     """`topic` fills a topic with so many events and names it. `steady` hops run a second time with fewer events, so
-    that the cost of one more event is known. `needs` are servers beside Kafka and the registry, by system."""
+    that the cost of one more event is known."""
 
     title: str
     topic: Callable[[Topics, int], str]
@@ -31,11 +31,18 @@ def enriched_topic(topics: Topics, events: int) -> str:
 
 CLIENT_HOPS = {"produce": "columns -> Kafka", "decode": "Kafka -> Arrow, decoded"}
 HOPS = {
-    "append": Hop("Kafka -> Iceberg, IoT", Topics.readings, (ours.APPEND, plain.APPEND), READING, steady=True),
+    "append": Hop(
+        "Kafka -> Iceberg, IoT",
+        Topics.readings,
+        (ours.APPEND, plain.APPEND, quix.APPEND, connect.APPEND, spark.APPEND),
+        READING,
+        steady=True,
+    ),
     "changelog": Hop("Kafka -> Iceberg changelog", Topics.orders, (ours.CHANGELOG,), envelope("orders", ORDER), True),
     "current": Hop("bronze + current state", Topics.orders, (ours.CURRENT,), envelope("orders", ORDER)),
     "agent": Hop(
         "Kafka -> clean + enrich -> Kafka", enriched_topic, (ours.AGENT, stock_faust.AGENT), READING, steady=True
     ),
 }
-TITLES = CLIENT_HOPS | {name: hop.title for name, hop in HOPS.items()}
+FRESHNESS = "freshness"
+TITLES = CLIENT_HOPS | {name: hop.title for name, hop in HOPS.items()} | {FRESHNESS: "Produced -> queryable in Iceberg"}

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 
-from benchmarks import content, tables
+from benchmarks import content, stages, tables
 from benchmarks.output import holds_all_enriched
 from benchmarks.shapes import ORDER
 from benchmarks.system import Run, System
@@ -39,6 +39,7 @@ def environment(run: Run) -> dict[str, str | None]:
         # The topic of this run and no other.
         "HEADRACE_SINK__EXCLUDE": json.dumps([f"(?!{re.escape(run.topic)}$).*"]),
         "HEADRACE_WORKER__APPLICATION": f"bench-{run.number}",
+        stages.VARIABLE: None if run.stages is None else str(run.stages),
     }
 
 
@@ -47,7 +48,7 @@ def process(name: str, write: Callable[[Run], None]) -> Callable[[Run], list[str
 
     def prepared(run: Run) -> list[str]:
         write(run)
-        return [*command(name), "--port", "0"]
+        return [*command(name), "--port", "0"] if run.stages is None else stages.command(name)
 
     return prepared
 

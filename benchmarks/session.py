@@ -5,13 +5,18 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 
+from benchmarks import stages
 from benchmarks.clients import CLIENTS, measure_client
-from benchmarks.hops import CLIENT_HOPS, HOPS, Hop
+from benchmarks.freshness import RATE, measure_freshness
+from benchmarks.hops import CLIENT_HOPS, FRESHNESS, HOPS, Hop
+from benchmarks.ours import NAME as OURS
 from benchmarks.row import Row
+from benchmarks.shapes import READING
 from benchmarks.system import Run, System, measure, with_next_event
 from benchmarks.topics import PARTITIONS, Topics
 from headrace.config import Settings
@@ -19,6 +24,7 @@ from headrace.errors import HeadraceError, unforeseen
 
 # A short run has one event of so many of the long one.
 SHORT = 5
+FRESH_SECONDS, QUICK_FRESH_SECONDS = 60, 5
 # The ordinary producer is some 40 times slower: a share is enough to know its cost.
 PLAIN_PRODUCE_SHARE = 10
 
@@ -46,9 +52,10 @@ class Session:
                 if name == hop and self._wanted(client):
                     self._add(hop, client, partial(self._client, hop, client))
             return
-        for system in HOPS[hop].systems:
+        method = self._fresh if hop == FRESHNESS else self._measured
+        for system in HOPS["append" if hop == FRESHNESS else hop].systems:
             if self._wanted(system.name):
-                self._add(hop, system.name, partial(self._measured, hop, system))
+                self._add(hop, system.name, partial(method, hop, system))
 
     def _wanted(self, system: str) -> bool:
         return not self._systems or system in self._systems
@@ -65,28 +72,58 @@ class Session:
         self.rows.append(row)
         print(f"{'':<10} {said(row)}", file=sys.stderr, flush=True)
 
+    def _fresh(self, _: str, system: System) -> Row:
+        system.prepare()
+        number = next(self._numbers)
+        topic = self._topics.empty(f"bench.readings_{number}_fresh")
+        self._topics.declare_readings(topic)
+        with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+            events = RATE * (QUICK_FRESH_SECONDS if self._quick else FRESH_SECONDS)
+            run = Run(self._settings, topic, events, PARTITIONS, Path(folder), READING, 1.0, number)
+            return measure_freshness(system, run)
+
     def _client(self, hop: str, system: str) -> Row:
         if hop == "produce":
-            events = self._events // (1 if system == "headrace" else PLAIN_PRODUCE_SHARE)
+            events = self._events // (1 if system == OURS else PLAIN_PRODUCE_SHARE)
             topic = self._topics.empty(f"bench.produced_{next(self._numbers)}")
         else:
             events = self._events
             topic = self._topics.readings(events)
-        return measure_client(hop, system, self._settings, topic, events, PARTITIONS)
+        row = measure_client(hop, system, self._settings, topic, events, PARTITIONS)
+        if system != OURS or self._quick:
+            return row
+        topic = self._topics.empty(f"bench.produced_{next(self._numbers)}") if hop == "produce" else topic
+        with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+            into = Path(folder) / "stages.json"
+            measure_client(hop, system, self._settings, topic, events, PARTITIONS, into)
+            return replace(row, stages_ns=stages.read(into, events))
 
     def _measured(self, name: str, system: System) -> Row:
         system.prepare()
         hop, events = HOPS[name], system.events(self._events)
         long = self._once(name, hop, system, events)
-        if not hop.steady or self._quick:
+        if self._quick:
             return long
-        return with_next_event(long, self._once(name, hop, system, events // SHORT))
+        if system.name == OURS:
+            long = replace(long, stages_ns=self._once(name, hop, system, events, profile=True).stages_ns)
+        return with_next_event(long, self._once(name, hop, system, events // SHORT)) if hop.steady else long
 
-    def _once(self, name: str, hop: Hop, system: System, events: int) -> Row:
+    def _once(self, name: str, hop: Hop, system: System, events: int, *, profile: bool = False) -> Row:
         topic = hop.topic(self._topics, events)
         with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-            run = Run(self._settings, topic, events, PARTITIONS, Path(folder), hop.schema, number=next(self._numbers))
-            return measure(name, system, run)
+            into = Path(folder) / "stages.json" if profile else None
+            run = Run(
+                self._settings,
+                topic,
+                events,
+                PARTITIONS,
+                Path(folder),
+                hop.schema,
+                number=next(self._numbers),
+                stages=into,
+            )
+            row = measure(name, system, run)
+            return row if into is None else replace(row, stages_ns=stages.read(into, events))
 
 
 def said(row: Row) -> str:
@@ -95,4 +132,5 @@ def said(row: Row) -> str:
         return f"NOT MEASURED: {row.error}"
     line = f"{row.cpu_us_per_event:9.2f} us/event  {row.per_core:12,.0f} ev/s a core  {row.per_second:12,.0f} ev/s"
     more = "" if row.next_cpu_us is None else f"  one more {row.next_cpu_us:.2f} us"
-    return f"{line}{more}  {row.peak_rss_mb:5.0f} MB  rows {'ok' if row.rows_ok else 'WRONG'}"
+    fresh = "" if row.freshness_p99 is None else f"  fresh {row.freshness_p50:.2f} s, p99 {row.freshness_p99:.2f} s"
+    return f"{line}{more}{fresh}  {row.peak_rss_mb:5.0f} MB  rows {'ok' if row.rows_ok else 'WRONG'}"

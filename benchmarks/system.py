@@ -22,7 +22,8 @@ class Run:
     """One measurement: the topic that is read and the events in it, and a folder that lives as long as the run.
 
     `schema` is the Avro schema of the topic's values; `commit_seconds` is how often a system that can be told so
-    commits; `number` is the run's own, for names that must not have been used before.
+    commits; `number` is the run's own, for names that must not have been used before. With `stages`, a process of
+    Headrace writes there where its time goes.
     """
 
     settings: Settings
@@ -33,6 +34,7 @@ class Run:
     schema: Mapping[str, Any]
     commit_seconds: float = COMMIT_SECONDS
     number: int = 0
+    stages: Path | None = None
 
 
 def nothing() -> None:

@@ -82,6 +82,10 @@ class Topics:
 
         return self._fill(DEVICES, batches)
 
+    def declare_readings(self, topic: str) -> None:
+        """Register what the topic's values will be."""
+        self._registry.register(subject(topic, "value"), READING)
+
     def empty(self, topic: str) -> str:
         """A topic without records, made now."""
         admin.ensure_topics(self._settings.kafka, {topic: admin.TopicSpec(PARTITIONS)})

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -17,6 +18,8 @@ import psutil
 from headrace.errors import TerminalError
 from stack.supervisor import die_with_parent
 
+# What runs is `python -m benchmarks...`: it must be found.
+ROOT = Path(__file__).parent.parent
 SAMPLE_SECONDS = 0.2
 POLL_SECONDS = 0.1
 END_SECONDS = 40.0
@@ -45,6 +48,7 @@ class Tree:
         self._child = subprocess.Popen(
             command,
             env=env,
+            cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -78,16 +82,22 @@ class Tree:
             time.sleep(POLL_SECONDS)
         return time.perf_counter() - clock
 
-    def finish(self, seconds: float) -> str:
-        """Wait for the process to end by itself; returns what it has said. Raises `TerminalError` when it fails."""
-        clock = time.perf_counter()
-        while not self._ended():
-            if time.perf_counter() - clock > seconds:
-                raise TerminalError(f"not done after {seconds:.0f} s: {self.tail()}", where=self._name)
-            time.sleep(POLL_SECONDS)
+    def running(self) -> bool:
+        """Whether the process is there. Raises `TerminalError` when it has failed."""
+        if self._child.returncode is None and not self._ended():
+            return True
         self.end()
         if self._child.returncode:
             raise TerminalError(f"it failed: {self.tail()}", where=self._name)
+        return False
+
+    def finish(self, seconds: float) -> str:
+        """Wait for the process to end by itself; returns what it has said. Raises `TerminalError` when it fails."""
+        clock = time.perf_counter()
+        while self.running():
+            if time.perf_counter() - clock > seconds:
+                raise TerminalError(f"not done after {seconds:.0f} s: {self.tail()}", where=self._name)
+            time.sleep(POLL_SECONDS)
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
