@@ -24,7 +24,7 @@ from headrace.errors import HeadraceError, unforeseen
 
 # A short run has one event of so many of the long one.
 SHORT = 5
-FRESH_SECONDS, QUICK_FRESH_SECONDS = 60, 5
+FRESH_SECONDS, QUICK_FRESH_SECONDS = 30, 5
 # The ordinary producer is some 40 times slower: a share is enough to know its cost.
 PLAIN_PRODUCE_SHARE = 10
 

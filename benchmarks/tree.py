@@ -101,6 +101,10 @@ class Tree:
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
     def tail(self) -> str:
         """The end of what the process has written."""
         size = self._log.seek(0, os.SEEK_END)

@@ -11,7 +11,7 @@ from benchmarks.system import Run, System
 
 NAME = "Spark Structured Streaming"
 JOB = Path(__file__).with_name("spark_job.py")
-# Spark's launcher asks for a module that only some of its linear algebra uses, and that a JRE from a wheel does not have.
+# Spark's launcher asks for a module that only its linear algebra uses, and that a JRE from a wheel does not have.
 JAVA = """\
 #!/bin/sh
 left=$#
