@@ -55,11 +55,11 @@ def rate(hop: str) -> Callable[[Rows], float | None]:
 
 
 def against(system: str, hop: str) -> Callable[[Rows], float | None]:
-    """How many times more an event costs there, start-up included on both sides."""
+    """How many times more an event costs there: one more event (its run is shorter) against ours with start-up."""
 
     def found(rows: Rows) -> float | None:
         ours, theirs = row(rows, hop), row(rows, hop, system)
-        return theirs.cpu_us_per_event / ours.cpu_us_per_event if ours and theirs else None
+        return theirs.next_cpu_us / ours.cpu_us_per_event if ours and theirs and theirs.next_cpu_us else None
 
     return found
 
@@ -90,7 +90,13 @@ BARS = (
     Bar("Kafka -> Iceberg, committed: IoT", 1.2, 1.8, RATE, rate("append")),
     Bar("Kafka -> Iceberg changelog, committed: Debezium envelopes", 0.5, 0.8, RATE, rate("changelog")),
     Bar("Kafka -> Faust, clean + enrich (100k devices) -> Kafka", 0.5, 1.0, RATE, rate("agent")),
-    Bar("the same, against stock Faust", 150, 400, "times cheaper", against(STOCK_FAUST, "agent")),
+    Bar(
+        "the same, against stock Faust (its start-up left out, ours included)",
+        150,
+        400,
+        "times cheaper",
+        against(STOCK_FAUST, "agent"),
+    ),
     Bar("Kafka -> Iceberg, against the best peer, start-up included", 5, 8, "times cheaper", best_peer),
     Bar("the same, one more event", 2.5, 4, "times cheaper", best_peer_next),
     Bar("peak memory of a sink at full speed", 600, 300, "MB", sink_memory, least=False),

@@ -24,8 +24,9 @@ FIRST = 2_000
 # How long after the last event it may take to arrive.
 LATEST_SECONDS = 120.0
 
-Arrivals = list[tuple[str, float]]
 Micros = npt.NDArray[np.int64]
+# When the rows of a file were produced, and when they came.
+Arrival = tuple[Micros, float]
 
 
 def produce(run: Run, events: int) -> list[str]:
@@ -39,16 +40,23 @@ def produce(run: Run, events: int) -> list[str]:
     return [sys.executable, "-m", "benchmarks.pace", json.dumps(asked)]
 
 
-def watch(location: Callable[[], str | None], events: int, going: Callable[[], bool]) -> Arrivals:
-    """Every metadata location and when it was first seen, until one holds `events` rows. Raises `TerminalError`."""
-    seen: Arrivals = []
+def watch(location: Callable[[], str | None], events: int, going: Callable[[], bool]) -> list[Arrival]:
+    """What each new snapshot brings, as it is seen, until one holds `events` rows. Raises `TerminalError`.
+
+    Files are read at once: metadata of older snapshots does not stay for long.
+    """
+    last, known, found = None, set[str](), list[Arrival]()
     deadline = time.monotonic() + PATIENCE
     while True:
         at = location()
-        if at is not None and (not seen or seen[-1][0] != at):
-            seen.append((at, time.time()))
+        if at is not None and at != last:
+            last, now = at, time.time()
+            for path in tables.data_files(at):
+                if path not in known:
+                    known.add(path)
+                    found.append((tables.column(path, "measured_at").cast("int64").to_numpy(), now))
             if tables.total_records(at) >= events:
-                return seen
+                return found
         if going():
             deadline = time.monotonic() + LATEST_SECONDS
         elif time.monotonic() > deadline:
@@ -56,28 +64,16 @@ def watch(location: Callable[[], str | None], events: int, going: Callable[[], b
         time.sleep(LOOK_SECONDS)
 
 
-def delays(arrivals: list[tuple[Micros, float]]) -> npt.NDArray[np.float64]:
+def delays(arrivals: list[Arrival]) -> npt.NDArray[np.float64]:
     """Seconds from production to arrival of each event, at its first arrival: a rewritten file brings it again.
 
-    `arrivals` are the production times of the rows that came, in order of their coming, and when.
+    `arrivals` are in order of their coming.
     """
     produced = np.concatenate([times for times, _ in arrivals])
     arrived = np.repeat([at for _, at in arrivals], [len(times) for times, _ in arrivals])
     events, first = np.unique(produced, return_index=True)
     found: npt.NDArray[np.float64] = arrived[first] - events / 1e6
     return found
-
-
-def rows_of(seen: Arrivals) -> list[tuple[Micros, float]]:
-    """Production times of the rows of each data file that is new in a snapshot, with the snapshot's arrival."""
-    known: set[str] = set()
-    out = []
-    for location, at in seen:
-        for path in tables.data_files(location):
-            if path not in known:
-                known.add(path)
-                out.append((tables.column(path, "measured_at").cast("int64").to_numpy(), at))
-    return out
 
 
 def measure_freshness(system: System, run: Run) -> Row:
@@ -88,11 +84,14 @@ def measure_freshness(system: System, run: Run) -> Row:
         tree.wait(lambda: tables.total_records(system.location(run)) >= FIRST, PATIENCE)
         start = time.time()
         with Tree(produce(run, run.events), {}) as producer:
-            seen = watch(lambda: system.location(run), FIRST + run.events, producer.running)
+
+            def both() -> bool:
+                return tree.running() and producer.running()
+
+            arrivals = watch(lambda: system.location(run), FIRST + run.events, both)
         seconds = time.time() - start
-        # While the system still runs: what it writes on its way out may expire what was seen.
-        found = delays([(times[times >= start * 1e6], at) for times, at in rows_of(seen)])
         tree.end()
+    found = delays([(times[times >= start * 1e6], at) for times, at in arrivals])
     p50, p99 = np.percentile(found, [50, 99])
     return Row(
         "freshness",

@@ -48,10 +48,13 @@ def variables(run: Run) -> dict[str, str | None]:
 
 
 def location(run: Run) -> str | None:
-    """By the rules of a Hadoop catalog: the hint names the current version."""
+    """By the rules of a Hadoop catalog: the hint names the current version; it is away for moments at each commit."""
     folder = run.folder / "lake" / "bench" / "readings" / "metadata"
-    hint = folder / "version-hint.text"
-    return str(folder / f"v{hint.read_text().strip()}.metadata.json") if hint.exists() else None
+    try:
+        version = (folder / "version-hint.text").read_text().strip()
+    except FileNotFoundError:
+        return None
+    return str(folder / f"v{version}.metadata.json") if version else None
 
 
 APPEND = System(

@@ -165,3 +165,11 @@ def test_the_page_holds_every_bar_and_hop(tmp_path: Path) -> None:
     wanted = {"hop", "system", "events", "seconds", "cpu_us_per_event", "peak_rss_mb", "rows_ok"}
     assert wanted <= first.keys()
     assert wanted <= broken.keys()
+
+
+def test_stock_faust_is_compared_without_its_start_up() -> None:
+    ours = Row("agent", "headrace", 10_000_000, 1.0, 1.6, 1.0, True, next_cpu_us=1.0)
+    stock = Row("agent", "stock Faust", 100_000, 1.0, 500.0, 1.0, True, next_cpu_us=400.0)
+    (bar,) = (bar for bar in BARS if "stock Faust" in bar.what)
+    assert bar.found([ours, stock]) == pytest.approx(250.0)
+    assert bar.found([ours, replace(stock, next_cpu_us=None)]) is None
