@@ -14,6 +14,7 @@ import sys
 from benchmarks.clients import CLIENTS
 from benchmarks.hops import HOPS, TITLES
 from benchmarks.page import write_page
+from benchmarks.peers import connect
 from benchmarks.session import Session
 from stack.testing import SessionStack
 
@@ -42,8 +43,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def servers(asked: argparse.Namespace) -> list[str]:
     """What must run: the catalog of the Connect sink is on Postgres."""
-    connect = not asked.systems or "Iceberg Kafka Connect sink" in asked.systems
-    postgres = ["postgres"] if connect and {"append", "freshness"} & set(asked.hops) else []
+    wanted = not asked.systems or connect.NAME in asked.systems
+    postgres = ["postgres"] if wanted and {"append", "freshness"} & set(asked.hops) else []
     return ["kafka", "registry", *postgres]
 
 

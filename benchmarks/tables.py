@@ -19,6 +19,12 @@ def local(uri: str) -> str:
     return urlsplit(uri).path
 
 
+def properties(location: str | None) -> dict[str, str]:
+    """The table's properties; none without a table."""
+    found: dict[str, str] = {} if location is None else json.loads(Path(local(location)).read_text())["properties"]
+    return found
+
+
 def total_records(location: str | None) -> int:
     """Rows in the current snapshot as its summary says, before deletes; 0 without a table or a snapshot."""
     if location is None:
