@@ -1,4 +1,5 @@
-"""The streams that every hop is measured on: 75-byte device readings and 157-byte change events, fresh random rows.
+"""The streams that every hop is measured on, fresh random rows: device readings (values of 68 bytes, records of 75) and
+change events as Debezium writes them (values of 155 bytes).
 
 Rows are random, since repeated ones let compression cheat; the same partition of the same length is the same rows each
 time. No two readings of a topic have the same `measured_at`: it is what a system's rows are counted by.
