@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ from benchmarks.output import holds_all_enriched
 from benchmarks.shapes import ORDER
 from benchmarks.system import Run, System
 from cli.run import command
-from headrace.config import LakeSettings
+from headrace.config import ENV_PREFIX, LakeSettings
 from headrace.kafka import admin
 from schemas.names import table_name
 from sinks.iceberg.progress import stored_offsets
@@ -30,7 +31,9 @@ def output(run: Run) -> str:
 
 
 def environment(run: Run) -> dict[str, str | None]:
-    return {
+    """The run's own settings; those of whoever calls are taken away, but for where jars are kept."""
+    theirs = [name for name in os.environ if name.startswith(ENV_PREFIX) and name != "HEADRACE_CACHE"]
+    return dict.fromkeys(theirs) | {
         "HEADRACE_HOME": str(run.settings.state),
         "HEADRACE_CONTENT": str(run.folder),
         "HEADRACE_KAFKA__BOOTSTRAP_SERVERS": run.settings.kafka.bootstrap_servers,

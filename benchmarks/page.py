@@ -152,8 +152,8 @@ def machine() -> str:
     return (
         f"{os.cpu_count()} x {processor()}, {memory_gb():.0f} GB, {platform.system()}, Python "
         f"{platform.python_version()}; {libraries}; "
-        f"Apache Kafka {versions.KAFKA} on the same machine, lz4, 2 partitions, readings of 68 bytes (75 as records) and "
-        f"change events of 155; {peer_versions()}"
+        f"Apache Kafka {versions.KAFKA} on the same machine, lz4, 2 partitions; "
+        f"readings of 68 bytes (75 as records), change events of 155; {peer_versions()}"
     )
 
 
