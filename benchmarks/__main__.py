@@ -11,6 +11,7 @@ import shlex
 import signal
 import sys
 
+from benchmarks.bars import EVENTS
 from benchmarks.clients import CLIENTS
 from benchmarks.hops import HOPS, TITLES
 from benchmarks.page import write_page
@@ -18,7 +19,7 @@ from benchmarks.peers import connect
 from benchmarks.session import Session
 from stack.testing import SessionStack
 
-EVENTS, QUICK_EVENTS = 10_000_000, 100_000
+QUICK_EVENTS = 100_000
 SYSTEMS = list(
     dict.fromkeys([system for _, system in CLIENTS] + [s.name for hop in HOPS.values() for s in hop.systems])
 )

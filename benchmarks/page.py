@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import chart
-from benchmarks.bars import BARS, OURS, Bar, Rows
+from benchmarks.bars import BARS, EVENTS, OURS, Bar, Rows
 from benchmarks.hops import TITLES
 from benchmarks.peers.environment import HERE, LOCK
 from benchmarks.row import Row
@@ -170,7 +170,7 @@ def page(rows: Rows, command: str, made: datetime) -> str:
     parts = [
         "# Benchmarks",
         f"Made by `{command}` on {made:%Y-%m-%d}; {machine()}.",
-        "## Bars\n\nCPU time for each core, in one run.\n\n" + bar_table(rows),
+        f"## Bars\n\nCPU time for each core, in one run.{caution(rows)}\n\n{bar_table(rows)}",
     ]
     pictures = charts(rows)
     for hop, title in TITLES.items():
@@ -186,6 +186,14 @@ def page(rows: Rows, command: str, made: datetime) -> str:
     parts.append("## How to read it\n\n" + READING_IT.rstrip())
     parts.append("## Make it again\n\n" + again(command))
     return "\n\n".join(parts) + "\n"
+
+
+def caution(rows: Rows) -> str:
+    """What must be said of a run that is too short for the bars."""
+    longest = max((row.events for row in rows), default=0)
+    if longest >= EVENTS:
+        return ""
+    return f" **A short run**, of {longest:,} events: bars are meant for {EVENTS:,}, here start-up is most of it."
 
 
 def again(command: str) -> str:

@@ -159,6 +159,8 @@ def test_the_page_holds_every_bar_and_hop(tmp_path: Path) -> None:
     assert all(bar.what in text for bar in BARS)
     assert "| headrace | 0.80 | 1.40 | 1,000 | yes |" in text
     assert "2026-01-02" in text
+    assert "A short run" not in text
+    assert "A short run" in page([fresh], "python -m benchmarks", datetime(2026, 1, 2, tzinfo=UTC))
     write_page(rows, "python -m benchmarks", tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"README.md", "results.json", "append.svg", "profile.svg"}
     (first, _, broken) = json.loads((tmp_path / "results.json").read_text())
