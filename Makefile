@@ -30,7 +30,7 @@ lint: install
 test: lint  ## everything: style, types, layers, unit, property, integration, end to end
 	$(BIN)/python -m pytest
 
-bench: install
+bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
 	$(BIN)/python -m benchmarks --write
 
 clean:

@@ -1,131 +1,83 @@
-"""`python -m benchmarks`: events a second and CPU per event of each hop, with the ordinary Python way beside it.
+"""`python -m benchmarks`: what each hop costs, with other ways of doing the same beside it, on one machine in one run.
 
-Starts Kafka and a registry of its own, produces both streams, runs every hop in a process of its own, one by one.
+Starts servers of its own, fills the topics, and runs every system in a process of its own, one by one.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import subprocess
+import shlex
+import signal
 import sys
-import tempfile
-from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
-
+from benchmarks.bars import EVENTS
 from benchmarks.clients import CLIENTS
-from benchmarks.data import ENVELOPE, KEY, changes, envelope_batch
+from benchmarks.hops import HOPS, TITLES
 from benchmarks.page import write_page
-from benchmarks.processes import PROCESSES
-from headrace.config import Settings
-from headrace.kafka import admin
-from headrace.kafka.client import producer_options
-from headrace.kafka.producer import ColumnarProducer
-from schemas.codec import Encoder
-from schemas.registry import Registry
+from benchmarks.peers import connect
+from benchmarks.session import Session
 from stack.testing import SessionStack
 
-PARTITIONS = 2
-HOPS = list(dict.fromkeys([hop for hop, _ in CLIENTS] + list(PROCESSES)))
-# The ordinary way is 10-50 times slower: a share of the events is enough to know its cost.
-PLAIN_SHARE = 10
+QUICK_EVENTS = 100_000
+SYSTEMS = list(
+    dict.fromkeys([system for _, system in CLIENTS] + [s.name for hop in HOPS.values() for s in hop.systems])
+)
 
 
-def client(settings: Settings, hop: str, system: str, topic: str, events: int) -> dict[str, Any]:
-    asked = {
-        "settings": settings.model_dump_json(),
-        "hop": hop,
-        "system": system,
-        "topic": topic,
-        "events": events,
-        "partitions": PARTITIONS,
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.clients", json.dumps(asked)], stdout=subprocess.PIPE, check=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def produce_changes(settings: Settings, events: int) -> None:
-    topic, registry = "bench.public.orders", Registry(settings.registry.url)
-    values = Encoder(ENVELOPE, registry.register(f"{topic}-value", ENVELOPE))
-    keys = Encoder(KEY, registry.register(f"{topic}-key", KEY))
-
-    async def work() -> None:
-        producer = ColumnarProducer(**producer_options(settings.kafka))
-        await producer.start()
-        try:
-            for partition in range(PARTITIONS):
-                for parts in changes(events // PARTITIONS, partition, PARTITIONS):
-                    key = keys.encode(pa.RecordBatch.from_pydict({"id": parts["ids"]}))
-                    sent = await producer.send_columns(topic, partition, key, values.encode(envelope_batch(parts)))
-                    await asyncio.gather(*sent)
-        finally:
-            await producer.stop()
-
-    asyncio.run(work())
-
-
-def run(settings: Settings, hops: list[str], systems: list[str], events: int) -> list[dict[str, Any]]:
-    topics = ["bench.readings", "bench.plain", "bench.public.orders"]
-    admin.ensure_topics(settings.kafka, {topic: admin.TopicSpec(PARTITIONS) for topic in topics})
-    results: list[dict[str, Any]] = []
-
-    def add(hop: str, system: str, found: dict[str, Any]) -> None:
-        results.append({"hop": hop, "system": system, **found})
-        rate = 1e6 / found["cpu_us_per_event"]
-        print(f"{hop:<24} {system:<28} {rate:>12,.0f} ev/s a core   rows ok: {found['rows_ok']}", file=sys.stderr)
-
-    # Producing fills the topic that the later hops read, so it always runs.
-    produced = client(settings, "produce", "headrace", "bench.readings", events)
-    for hop, system in CLIENTS:
-        if hop not in hops or (system not in systems and systems):
-            continue
-        if (hop, system) == ("produce", "headrace"):
-            add(hop, system, produced)
-            continue
-        plain = system != "headrace"
-        topic = "bench.plain" if hop == "produce" else "bench.readings"
-        add(
-            hop,
-            system,
-            client(settings, hop, system, topic, events // (PLAIN_SHARE if plain and hop == "produce" else 1)),
-        )
-    if "bronze + current state" in hops:
-        produce_changes(settings, events)
-    for hop, measure in PROCESSES.items():
-        if hop in hops and (not systems or "headrace" in systems):
-            with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-                add(hop, "headrace", measure(settings, events, PARTITIONS, Path(folder)))
-    return results
-
-
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the events: is everything right, not how fast")
-    parser.add_argument("--hops", nargs="*", choices=HOPS, default=HOPS, metavar="HOP", help=", ".join(HOPS))
-    parser.add_argument("--systems", nargs="*", default=[], metavar="SYSTEM")
+    parser.add_argument(
+        "--events", type=int, help=f"in each long run; {EVENTS:,} unless told, {QUICK_EVENTS:,} if quick"
+    )
+    parser.add_argument("--quick", action="store_true", help="few events, one run: is everything right, not how fast")
+    parser.add_argument(
+        "--hops", nargs="+", choices=TITLES, default=list(TITLES), metavar="HOP", help=", ".join(TITLES)
+    )
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS, default=[], metavar="SYSTEM", help=", ".join(map(repr, SYSTEMS))
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks")
-    asked = parser.parse_args()
-    events = asked.events // 10 if asked.quick else asked.events
+    return parser.parse_args(arguments)
+
+
+def servers(asked: argparse.Namespace) -> list[str]:
+    """What must run: the catalog of the Connect sink is on Postgres."""
+    wanted = not asked.systems or connect.NAME in asked.systems
+    postgres = ["postgres"] if wanted and {"append", "freshness"} & set(asked.hops) else []
+    return ["kafka", "registry", *postgres]
+
+
+def ended(number: int, _: object) -> None:
+    """Told to end: leave as after Ctrl-C, so that everything that was started is ended."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main() -> int:
+    asked = parse()
+    events = asked.events or (QUICK_EVENTS if asked.quick else EVENTS)
+    signal.signal(signal.SIGTERM, ended)
     stack = SessionStack()
     try:
-        results = run(stack.need("kafka", "registry"), asked.hops, asked.systems, events)
+        session = Session(stack.need(*servers(asked)), events, asked.systems, quick=asked.quick)
+        try:
+            for hop in asked.hops:
+                session.run(hop)
+        finally:
+            if asked.json:
+                print(json.dumps([row.as_dict() for row in session.rows], indent=1))
+            session.close()
+        if asked.write:
+            write_page(session.rows, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+    except KeyboardInterrupt:
+        print("interrupted: everything that was started is ended", file=sys.stderr)
+        return 130
     finally:
         stack.close()
-    if asked.json:
-        print(json.dumps(results, indent=1))
-    if asked.write:
-        write_page(results)
-    if not all(result["rows_ok"] for result in results):
-        sys.exit("some rows are wrong")
+    wrong = [row for row in session.rows if row.system == "headrace" and not row.rows_ok]
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,6 +1,6 @@
-"""What is measured inside one client process: producing, and fetching with decode. Run as a command of its own.
+"""What is measured inside one client process, after its imports: producing, and Kafka to Arrow.
 
-`python -m benchmarks.clients HOP SYSTEM SETTINGS` prints one JSON object; CPU time is the whole process's.
+`python -m benchmarks.clients ASKED`, a JSON object, prints another one; CPU time is the process's, all threads.
 """
 
 from __future__ import annotations
@@ -12,15 +12,22 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fastavro
 import numpy as np
+import pyarrow as pa
 from aiokafka import TopicPartition
 from confluent_kafka import Consumer, Producer
 from confluent_kafka import TopicPartition as ConfluentPartition
 
-from benchmarks.data import READING, readings
+from benchmarks import stages
+from benchmarks.data import readings
+from benchmarks.row import Row
+from benchmarks.shapes import READING
+from benchmarks.system import PATIENCE
+from benchmarks.tree import Tree
 from headrace.config import Settings
 from headrace.kafka import admin
 from headrace.kafka.client import consumer_options, producer_options
@@ -28,6 +35,7 @@ from headrace.kafka.consumer import ColumnarConsumer
 from headrace.kafka.producer import ColumnarProducer
 from schemas.codec import ChunkDecoder, Encoder, warm
 from schemas.registry import Registry
+from schemas.types import arrow_schema
 
 Run = Callable[[Settings, str, int, int], tuple[int, bool]]
 
@@ -48,7 +56,7 @@ def produce_columns(settings: Settings, topic: str, events: int, partitions: int
         try:
             for partition in range(partitions):
                 last: list[Any] = []
-                for batch in readings(events // partitions, partition):
+                for batch in readings(events // partitions, partition, partitions):
                     last = await producer.send_columns(topic, partition, None, encoder.encode(batch))
                     sent += batch.num_rows
                 await asyncio.gather(*last)
@@ -76,7 +84,7 @@ def produce_plain(settings: Settings, topic: str, events: int, partitions: int) 
     )
     sent = 0
     for partition in range(partitions):
-        for batch in readings(events // partitions, partition):
+        for batch in readings(events // partitions, partition, partitions):
             for row in batch.to_pylist():
                 out = io.BytesIO()
                 out.write(head)
@@ -117,47 +125,60 @@ def fetch_columns(settings: Settings, topic: str, events: int, partitions: int) 
 
 
 def fetch_plain(settings: Settings, topic: str, events: int, partitions: int) -> tuple[int, bool]:
-    parsed = fastavro.parse_schema(READING)
+    parsed, columns = fastavro.parse_schema(READING), arrow_schema(READING)
     consumer = Consumer({"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "bench-plain"})
     consumer.assign([ConfluentPartition(topic, p, 0) for p in range(partitions)])
-    seen, places = 0, set()
+    seen, places = 0, []
     while seen < events:
+        rows = []
         for message in consumer.consume(10_000, timeout=0.5):
-            value = message.value()
+            value, partition, offset = message.value(), message.partition(), message.offset()
             assert value is not None
-            fastavro.schemaless_reader(io.BytesIO(value[5:]), parsed)
-            places.add((message.partition(), message.offset()))
-            seen += 1
+            assert partition is not None
+            assert offset is not None
+            rows.append(fastavro.schemaless_reader(io.BytesIO(value[5:]), parsed))
+            places.append(offset * partitions + partition)
+        seen += pa.Table.from_pylist(rows, columns).num_rows
     consumer.close()
-    return seen, len(places) == events
+    return seen, len(np.unique(places)) == events
 
 
+PLAIN = "confluent-kafka + fastavro"
 CLIENTS: dict[tuple[str, str], Run] = {
     ("produce", "headrace"): produce_columns,
-    ("produce", "confluent-kafka + fastavro"): produce_plain,
-    ("fetch + decode", "headrace"): fetch_columns,
-    ("fetch + decode", "confluent-kafka + fastavro"): fetch_plain,
+    ("produce", PLAIN): produce_plain,
+    ("decode", "headrace"): fetch_columns,
+    ("decode", PLAIN): fetch_plain,
 }
+
+
+def measure_client(
+    hop: str, system: str, settings: Settings, topic: str, events: int, partitions: int, into: Path | None = None
+) -> Row:
+    """One run in a process of its own; `into` gets where its time goes. Raises `TerminalError` when it fails."""
+    asked = {"hop": hop, "system": system, "topic": topic, "events": events, "partitions": partitions}
+    asked["settings"] = settings.model_dump_json()
+    with Tree(
+        [sys.executable, "-m", "benchmarks.clients", json.dumps(asked)],
+        {stages.VARIABLE: None if into is None else str(into)},
+    ) as tree:
+        found = json.loads(tree.finish(PATIENCE).splitlines()[-1])
+    return Row(hop, system, peak_rss_mb=tree.peak_mb, **found)
 
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    stopwatch = stages.asked_for()
     settings = Settings.model_validate_json(asked["settings"])
     run = CLIENTS[asked["hop"], asked["system"]]
     warm()
+    if stopwatch is not None:
+        stopwatch.begin()
     clock, cpu = time.perf_counter(), cpu_seconds()
     events, ok = run(settings, asked["topic"], asked["events"], asked["partitions"])
-    print(
-        json.dumps(
-            {
-                "events": events,
-                "seconds": time.perf_counter() - clock,
-                "cpu_us_per_event": (cpu_seconds() - cpu) / events * 1e6,
-                "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-                "rows_ok": ok,
-            }
-        )
-    )
+    seconds, cpu = time.perf_counter() - clock, cpu_seconds() - cpu
+    found = {"events": events, "seconds": seconds, "cpu_us_per_event": cpu / events * 1e6, "rows_ok": ok}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The two streams that every hop is measured on: 75-byte device readings and 160-byte change events, fresh random rows.
+"""The streams that every hop is measured on, fresh random rows: device readings (values of 68 bytes, records of 75) and
+change events as Debezium writes them (values of 155 bytes).
 
-Rows are random, since repeated ones let compression cheat.
+Rows are random, since repeated ones let compression cheat; the same partition of the same length is the same rows each
+time. No two readings of a topic have the same `measured_at`: it is what a system's rows are counted by.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,154 +17,17 @@ DEVICES = 100_000
 CUSTOMERS = 50_000
 START_MS = 1_790_000_000_000
 
-READING: dict[str, Any] = {
-    "type": "record",
-    "name": "Reading",
-    "namespace": "bench",
-    "doc": "One reading.",
-    "owner": "benchmarks",
-    "topic": "bench.readings",
-    "key": ["device_id"],
-    "event_time": "measured_at",
-    "freshness": "1s",
-    "fields": [
-        {"name": "device_id", "type": "string"},
-        {"name": "measured_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-        {"name": "temperature", "type": ["null", "double"], "default": None, "rules": ["between -60 90"]},
-        {"name": "humidity", "type": ["null", "double"], "default": None, "rules": ["between 0 100"]},
-        {"name": "battery", "type": ["null", "float"], "default": None},
-        {"name": "firmware", "type": "string"},
-        {"name": "lat", "type": "double"},
-        {"name": "lon", "type": "double"},
-        {"name": "status", "type": {"type": "enum", "name": "Status", "symbols": ["OK", "WARN", "ERROR", "OFFLINE"]}},
-    ],
-}
-CLEAN: dict[str, Any] = {
-    **READING,
-    "name": "CleanReading",
-    "topic": "bench.clean",
-    "derived_from": ["bench.readings"],
-    "storage": {"table": "silver.bench_clean"},
-    "fields": [
-        *({k: v for k, v in field.items() if k != "rules"} for field in READING["fields"][:-1]),
-        {"name": "status", "type": "string"},
-        {"name": "fahrenheit", "type": ["null", "double"], "default": None},
-        {"name": "source_offset", "type": "long"},
-    ],
-}
-ROW: dict[str, Any] = {
-    "type": "record",
-    "name": "Value",
-    "fields": [
-        {"name": "id", "type": "long"},
-        {"name": "customer_id", "type": "long"},
-        {"name": "status", "type": "string"},
-        {"name": "amount", "type": {"type": "bytes", "logicalType": "decimal", "precision": 12, "scale": 2}},
-        {"name": "updated_at", "type": {"type": "long", "logicalType": "timestamp-micros"}},
-    ],
-}
-ENVELOPE: dict[str, Any] = {
-    "type": "record",
-    "name": "Envelope",
-    "namespace": "bench.public.orders",
-    "fields": [
-        {"name": "before", "type": ["null", ROW], "default": None},
-        {"name": "after", "type": ["null", "Value"], "default": None},
-        {
-            "name": "source",
-            "type": {
-                "type": "record",
-                "name": "Source",
-                "namespace": "io.debezium.connector.postgresql",
-                "fields": [
-                    {"name": "version", "type": "string"},
-                    {"name": "connector", "type": "string"},
-                    {"name": "name", "type": "string"},
-                    {"name": "ts_ms", "type": "long"},
-                    {"name": "snapshot", "type": ["null", "string"], "default": None},
-                    {"name": "db", "type": "string"},
-                    {"name": "sequence", "type": ["null", "string"], "default": None},
-                    {"name": "schema", "type": "string"},
-                    {"name": "table", "type": "string"},
-                    {"name": "txId", "type": ["null", "long"], "default": None},
-                    {"name": "lsn", "type": ["null", "long"], "default": None},
-                ],
-            },
-        },
-        {
-            "name": "transaction",
-            "type": [
-                "null",
-                {
-                    "type": "record",
-                    "name": "block",
-                    "namespace": "event",
-                    "fields": [
-                        {"name": "id", "type": "string"},
-                        {"name": "total_order", "type": "long"},
-                        {"name": "data_collection_order", "type": "long"},
-                    ],
-                },
-            ],
-            "default": None,
-        },
-        {"name": "op", "type": "string"},
-        {"name": "ts_ms", "type": ["null", "long"], "default": None},
-    ],
-}
-KEY: dict[str, Any] = {
-    "type": "record",
-    "name": "Key",
-    "namespace": "bench.public.orders",
-    "fields": [{"name": "id", "type": "long"}],
-}
-CONNECTOR = {
-    "name": "bench",
-    "config": {
-        "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-        "topic.prefix": "bench",
-        "provide.transaction.metadata": "true",
-    },
-}
-AGENT = '''"""The agent that is measured: contract rules, then one derived column."""
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from streams.agent import Agent, StepContext
-
-
-def fahrenheit(batch: pa.RecordBatch, ctx: StepContext) -> pa.RecordBatch:
-    column = pc.add(pc.multiply(batch.column("temperature"), 1.8), 32.0)
-    return batch.append_column("fahrenheit", column)
-
-
-agent = Agent(name="bench", source="bench.readings", output="bench.clean", steps=[fahrenheit])
-'''
-
-
-def write_content(folder: Path, *, contracts: bool, connector: bool, agent: bool) -> None:
-    """A content folder for the process that a hop measures."""
-    for name, wanted, text in (
-        ("schemas/contracts/reading.avsc", contracts, json.dumps(READING)),
-        ("schemas/contracts/clean.avsc", agent, json.dumps(CLEAN)),
-        ("connectors/debezium/bench.json", connector, json.dumps(CONNECTOR)),
-        ("streams/agents/bench.py", agent, AGENT),
-    ):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if wanted:
-            path.write_text(text)
-
-
-def readings(events: int, partition: int, batch: int = 100_000) -> Iterator[pa.RecordBatch]:
+def readings(events: int, partition: int, partitions: int, batch: int = 100_000) -> Iterator[pa.RecordBatch]:
+    """Readings of 100,000 devices, of one partition."""
     random = np.random.default_rng(partition)
-    devices = pa.array([f"dev-{i:06d}" for i in range(DEVICES)])
+    devices = device_ids()
     firmware = pa.array([f"1.{i}.{j}" for i in range(4) for j in range(10)])
     status = pa.array(["OK", "WARN", "ERROR", "OFFLINE"])
     for start in range(0, events, batch):
         n = min(batch, events - start)
         at = (START_MS + np.arange(start, start + n) * 7) * 1000 + random.integers(0, 5000, n)
+        at += (partition - at) % partitions
 
         def maybe(values: Any, share: float, n: int = n) -> pa.Array:
             return pa.array(values, mask=random.random(n) < share)
@@ -224,9 +87,36 @@ def _row(random: np.random.Generator, ids: pa.Array, position: Any, missing: pa.
     return pa.StructArray.from_arrays(list(columns.values()), names=list(columns), mask=missing)
 
 
-def envelope_batch(parts: dict[str, pa.Array]) -> pa.RecordBatch:
-    n = len(parts["ids"])
-    position = parts["position"]
+def device_ids() -> pa.Array:
+    return pa.array([f"dev-{i:06d}" for i in range(DEVICES)])
+
+
+def order_events(parts: dict[str, pa.Array], table: str = "orders") -> pa.RecordBatch:
+    """One batch of `changes` as change events of a table of orders."""
+    op = pa.compute.if_else(parts["insert"], "c", "u")
+    return change_events(table, parts["before"], parts["after"], op, parts["position"])
+
+
+def device_events() -> pa.RecordBatch:
+    """The table devices, as the change events of its 100,000 inserts."""
+    random = np.random.default_rng(7)
+    lowest = np.round(random.normal(-20, 5, DEVICES), 1)
+    row = {
+        "id": device_ids(),
+        "customer_id": pa.array(random.integers(0, CUSTOMERS, DEVICES)),
+        "site": pa.array([f"site {i:03d}" for i in range(500)]).take(pa.array(random.integers(0, 500, DEVICES))),
+        "model": pa.array([f"CT-{i}" for i in range(20)]).take(pa.array(random.integers(0, 20, DEVICES))),
+        "min_temperature": pa.array(lowest),
+        "max_temperature": pa.array(lowest + 40.0),
+    }
+    after = pa.StructArray.from_arrays(list(row.values()), names=list(row))
+    op = pa.array(["c"]).take(pa.array(np.zeros(DEVICES, np.int64)))
+    return change_events("devices", pa.nulls(DEVICES, after.type), after, op, pa.array(np.arange(DEVICES) + 1))
+
+
+def change_events(table: str, before: pa.Array, after: pa.Array, op: pa.Array, position: pa.Array) -> pa.RecordBatch:
+    """Change events as Debezium writes them; `position` counts up by one a change of the partition."""
+    n = len(after)
     text = position.cast(pa.string())
 
     def same(value: str) -> pa.Array:
@@ -243,18 +133,18 @@ def envelope_batch(parts: dict[str, pa.Array]) -> pa.RecordBatch:
         "db": same("shop"),
         "sequence": sequence,
         "schema": same("public"),
-        "table": same("orders"),
+        "table": same(table),
         "txId": position,
         "lsn": position,
     }
     transaction = {"id": text, "total_order": order, "data_collection_order": order}
     return pa.RecordBatch.from_pydict(
         {
-            "before": parts["before"],
-            "after": parts["after"],
+            "before": before,
+            "after": after,
             "source": pa.StructArray.from_arrays(list(source.values()), names=list(source)),
             "transaction": pa.StructArray.from_arrays(list(transaction.values()), names=list(transaction)),
-            "op": pa.compute.if_else(parts["insert"], "c", "u"),
+            "op": op,
             "ts_ms": pa.array(np.full(n, START_MS)),
         }
     )
