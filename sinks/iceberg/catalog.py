@@ -29,6 +29,7 @@ from headrace.config import LakeSettings
 from headrace.errors import ConfigError, ContractError
 from schemas.contracts import Contract, Storage
 from schemas.contracts import PartitionField as ContractPartition
+from schemas.envelope import is_envelope
 from sinks.iceberg.commit import trouble
 
 TABLE_PROPERTIES = {
@@ -41,7 +42,14 @@ TABLE_PROPERTIES = {
     # Snapshot isolation: the default rejects a compaction that raced an append.
     "write.delete.isolation-level": "snapshot",
     "write.parquet.compression-codec": "zstd",
+    # Spark's vectorised reader of Iceberg knows delta and byte-split encodings only in its newest releases.
+    "read.parquet.vectorization.enabled": "false",
 }
+# Columns of change events that nobody looks rows up by: constants, and texts that only say an order.
+_NOT_SEARCHED = [
+    *(f"source.{name}" for name in ("version", "connector", "name", "snapshot", "db", "schema", "table", "sequence")),
+    "transaction.id",
+]
 _TIMEOUTS = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -103,14 +111,15 @@ def create_table(
 ) -> Table:
     """Create `name` with `columns`; the existing table when there is one. `partitioned`: as the contract says.
 
-    Columns that the contract marks as personal data get no bounds in manifests, and can't be partitioned by.
+    Columns that the contract marks as personal data get no bounds, neither in manifests nor in files, and can't be
+    partitioned by.
     Raises `ContractError` for a partition that cannot be, `UnavailableError`.
     """
     namespace, _, _ = name.rpartition(".")
     # Ids to refer to columns by until the catalog assigns its own.
     schema = assign_fresh_schema_ids(Catalog._convert_schema_if_needed(columns))
     spec = UNPARTITIONED_PARTITION_SPEC
-    chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract), **(properties or {})}
+    chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract, is_envelope(columns)), **(properties or {})}
     if partitioned and contract is not None and contract.storage is not None:
         spec = _partition_spec(schema, contract, contract.storage)
     with trouble(name):
@@ -122,9 +131,11 @@ def create_table(
             return catalog.load_table(name)
 
 
-def _metrics(schema: Schema, contract: Contract | None) -> dict[str, str]:
-    """No bounds of keys and personal data in manifests, where erasure would not reach them."""
+def _metrics(schema: Schema, contract: Contract | None, envelope: bool) -> dict[str, str]:
+    """No bounds of keys and personal data, which erasure would not reach there, nor of what nobody looks up."""
     columns = ["_key"]
+    if envelope:
+        columns += [*_NOT_SEARCHED, *(name for name in schema.column_names if name.startswith("before."))]
     if contract is not None:
         personal = [path for path, spec in contract.walk() if spec.pii]
         columns += [prefix + path for path in personal for prefix in ("", "before.", "after.")]

@@ -53,9 +53,6 @@ class CurrentTable(KeyedTable):
 
     _key_known = False
 
-    def table_properties(self) -> dict[str, str]:
-        return {progress.KEY: ",".join(self.key)}
-
     def _opened(self, table: Table) -> None:
         stored = table.properties.get(progress.KEY)
         if stored is not None:

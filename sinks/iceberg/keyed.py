@@ -25,13 +25,14 @@ from pyiceberg.table.snapshots import Operation
 
 from headrace.errors import TerminalError
 from headrace.logs import get_logger
+from sinks.iceberg import progress
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import choose, live_rows, paths_of
 from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.index import ABSENT, KeyIndex, Keys, file_of, hash_keys, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
-from sinks.iceberg.parquet import FileWriter, Written
+from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
 from sinks.iceberg.shape import field_id
 
 Int64 = npt.NDArray[np.int64]
@@ -67,6 +68,9 @@ class KeyedTable(OwnedTable):
     def index(self) -> KeyIndex:
         """Live rows by key; for looking at, not for changing."""
         return self._index
+
+    def table_properties(self) -> dict[str, str]:
+        return {progress.KEY: ",".join(self.key)} | {f"{BLOOM_FILTER}{name}": "true" for name in self.key}
 
     def live_locations(self, keys: Keys) -> Int64:
         """Where the committed rows of keys are, `ABSENT` for keys without one."""

@@ -1,8 +1,7 @@
-"""Data files and position-delete files: Parquet with encodings chosen by type, described for Iceberg's manifests.
+"""Data files and position-delete files: Parquet as `encodings` chooses, described for Iceberg's manifests.
 
 Compared with pyiceberg's own writer: about twice the rate and smaller files, and the caller learns which row went to
-which position of which file. Choices: delta-packed integers, dates, times and short decimals (as integers: DuckDB
-cannot read byte-split decimals), byte-split floats, dictionaries only for columns that repeat themselves, zstd 1.
+which position of which file.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import (
+    MetricModeTypes,
     compute_statistics_plan,
     data_file_statistics_from_parquet_metadata,
     parquet_path_to_id_mapping,
@@ -45,9 +45,13 @@ from pyiceberg.transforms import (
 from pyiceberg.typedef import Record
 from pyiceberg.types import IcebergType
 
+from sinks.iceberg.encodings import writer_options
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
 Int64 = npt.NDArray[np.int64]
+
+# Iceberg's table property that asks for a Bloom filter on a column.
+BLOOM_FILTER = "write.parquet.bloom-filter-enabled.column."
 
 # Reserved ids of Iceberg's position-delete columns.
 DELETE_PATH_ID, DELETE_POS_ID = 2147483546, 2147483545
@@ -57,8 +61,7 @@ _DELETES = pa.schema(
         pa.field("pos", pa.int64(), False, {"PARQUET:field_id": str(DELETE_POS_ID)}),
     ]
 )
-_ROW_GROUP = 1 << 18
-_SAMPLE = 1024
+ROW_GROUP = 1 << 17
 _DAY = 86_400_000_000  # microseconds
 
 
@@ -87,6 +90,17 @@ class FileWriter:
     @cached_property
     def _statistics(self) -> tuple[Any, dict[str, int]]:
         return compute_statistics_plan(self.schema, dict(self.properties)), parquet_path_to_id_mapping(self.schema)
+
+    @cached_property
+    def _without_bounds(self) -> frozenset[str]:
+        """Parquet paths of the columns whose metrics mode is `none`."""
+        plan, paths = self._statistics
+        return frozenset(path for path, number in paths.items() if plan[number].mode.type == MetricModeTypes.NONE)
+
+    @cached_property
+    def _filtered(self) -> frozenset[str]:
+        wanted = (name for name, value in self.properties.items() if value == "true")
+        return frozenset(name.removeprefix(BLOOM_FILTER) for name in wanted if name.startswith(BLOOM_FILTER))
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> list[Written]:
         """One file for each partition that `rows` touch. Raises `OSError`; files written until then are orphans."""
@@ -123,7 +137,7 @@ class FileWriter:
 
     def _write_file(self, table: pa.Table, key: PartitionKey | None) -> DataFile:
         path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
-        metadata, size = _write(self.io, path, table, **_encodings(table))
+        metadata, size = _write(self.io, path, table, **writer_options(table, self._without_bounds, self._filtered))
         plan, paths = self._statistics
         statistics = data_file_statistics_from_parquet_metadata(metadata, plan, paths)
         file = DataFile.from_args(
@@ -168,63 +182,9 @@ def _write(io: FileIO, path: str, table: pa.Table, **options: Any) -> tuple[pq.F
     output = io.new_output(path)
     with output.create(overwrite=True) as stream:
         with pq.ParquetWriter(stream, table.schema, store_schema=False, **options) as writer:
-            writer.write_table(table, row_group_size=_ROW_GROUP)
+            writer.write_table(table, row_group_size=ROW_GROUP)
         size = stream.tell()
     return writer.writer.metadata, size
-
-
-def _encodings(table: pa.Table) -> dict[str, Any]:
-    """Writer options for this table's leaves, by type and, for text and bytes, by how much a sample repeats."""
-    dictionary: list[str] = []
-    encoding: dict[str, str] = {}
-    for path, kind, column in _leaves(table):
-        if pa.types.is_string(kind) or pa.types.is_binary(kind):
-            if column is None or _repeats(column):
-                dictionary.append(path)
-            else:
-                encoding[path] = "DELTA_LENGTH_BYTE_ARRAY"
-        elif pa.types.is_floating(kind):
-            encoding[path] = "BYTE_STREAM_SPLIT"
-        elif _stored_as_integer(kind):
-            encoding[path] = "DELTA_BINARY_PACKED"
-    return {
-        "compression": "zstd",
-        "compression_level": 1,
-        "use_dictionary": dictionary or False,
-        "column_encoding": encoding or None,
-        "store_decimal_as_integer": True,
-    }
-
-
-def _stored_as_integer(kind: pa.DataType) -> bool:
-    if pa.types.is_decimal(kind):
-        return bool(kind.precision <= 18)
-    return bool(pa.types.is_integer(kind) or pa.types.is_temporal(kind))
-
-
-def _repeats(column: Any) -> bool:
-    sample = column.slice(0, _SAMPLE)
-    return bool(pc.count_distinct(sample).as_py() * 2 <= len(sample))
-
-
-def _leaves(table: pa.Table) -> Iterator[tuple[str, pa.DataType, Any]]:
-    """Parquet path, type and values of each leaf; no values inside of lists and maps, whose rows do not align."""
-    for field, column in zip(table.schema, table.columns, strict=True):
-        yield from _descend(field.name, field.type, column)
-
-
-def _descend(path: str, kind: pa.DataType, column: Any) -> Iterator[tuple[str, pa.DataType, Any]]:
-    if pa.types.is_struct(kind):
-        flat = column.slice(0, _SAMPLE).flatten() if column is not None else [None] * kind.num_fields
-        for i in range(kind.num_fields):
-            yield from _descend(f"{path}.{kind.field(i).name}", kind.field(i).type, flat[i])
-    elif pa.types.is_list(kind):
-        yield from _descend(f"{path}.list.element", kind.value_type, None)
-    elif pa.types.is_map(kind):
-        yield from _descend(f"{path}.key_value.key", kind.key_type, None)
-        yield from _descend(f"{path}.key_value.value", kind.item_type, None)
-    else:
-        yield path, kind, column
 
 
 def transformed(column: pa.Array, transform: Transform[Any, Any], kind: IcebergType) -> pa.Array:
