@@ -23,7 +23,7 @@ from sinks.iceberg.commit import TableCommitter, name_of, trouble
 from sinks.iceberg.metadata_cache import transaction
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
-EXPIRE_EVERY = 50
+EXPIRE_EVERY = 25
 KEEP_SNAPSHOTS = 20
 # Compressed bytes: files of this size are left alone, and a rewrite reads at most as many.
 TARGET_BYTES = 64 << 20
