@@ -21,6 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+# Rows of a row group.
+ROW_GROUP = 1 << 17
 # Rows that are looked at, in runs spread over the table, and the share of them that may be distinct in a dictionary.
 SAMPLE = 4096
 RUNS = 16
@@ -48,6 +50,7 @@ def writer_options(table: pa.Table, without_statistics: Collection[str], filtere
         elif pa.types.is_floating(kind) or _stored_as_integer(kind):
             encoding[path] = "BYTE_STREAM_SPLIT" if pa.types.is_floating(kind) else "DELTA_BINARY_PACKED"
             codec[path] = "snappy"
+    filter_size = {"ndv": max(1, min(table.num_rows, ROW_GROUP))}
     return {
         "compression": codec,
         "compression_level": {path: 1 for path, name in codec.items() if name == "zstd"},
@@ -55,7 +58,7 @@ def writer_options(table: pa.Table, without_statistics: Collection[str], filtere
         "column_encoding": encoding or None,
         "write_statistics": statistics or False,
         "store_decimal_as_integer": True,
-        "bloom_filter_options": {path: {"ndv": max(1, table.num_rows)} for path in filtered if path in codec} or None,
+        "bloom_filter_options": {path: filter_size for path in filtered if path in codec} or None,
     }
 
 

@@ -33,7 +33,9 @@ from pyiceberg.partitioning import (
     _to_partition_representation,
 )
 from pyiceberg.schema import Schema
+from pyiceberg.table import Table
 from pyiceberg.table.locations import LocationProvider
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, SortOrder
 from pyiceberg.transforms import (
     DayTransform,
     HourTransform,
@@ -45,7 +47,7 @@ from pyiceberg.transforms import (
 from pyiceberg.typedef import Record
 from pyiceberg.types import IcebergType
 
-from sinks.iceberg.encodings import writer_options
+from sinks.iceberg.encodings import ROW_GROUP, writer_options
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
 Int64 = npt.NDArray[np.int64]
@@ -61,7 +63,6 @@ _DELETES = pa.schema(
         pa.field("pos", pa.int64(), False, {"PARQUET:field_id": str(DELETE_POS_ID)}),
     ]
 )
-ROW_GROUP = 1 << 17
 _DAY = 86_400_000_000  # microseconds
 
 
@@ -82,6 +83,14 @@ class FileWriter:
     properties: Mapping[str, str]
     io: FileIO
     locations: LocationProvider
+    order: SortOrder = UNSORTED_SORT_ORDER
+
+    @classmethod
+    def of(cls, table: Table, schema: Schema) -> FileWriter:
+        """The writer of a table's files in `schema`, its present one or the one that the same commit gives it."""
+        return cls(
+            schema, table.spec(), table.metadata.properties, table.io, table.location_provider(), table.sort_order()
+        )
 
     @cached_property
     def arrow(self) -> pa.Schema:
@@ -103,12 +112,17 @@ class FileWriter:
         return frozenset(name.removeprefix(BLOOM_FILTER) for name in wanted if name.startswith(BLOOM_FILTER))
 
     def write(self, rows: pa.RecordBatch | pa.Table) -> list[Written]:
-        """One file for each partition that `rows` touch. Raises `OSError`; files written until then are orphans."""
+        """One file for each partition that `rows` touch, sorted by the table's order if it has one.
+
+        Raises `OSError`; files written until then are orphans.
+        """
         table = fit_rows(rows, self.arrow)
-        return [
-            Written(self._write_file(table if take is None else table.take(take), key), take)
-            for key, take in self._partitions(table)
-        ]
+        return [self._write_file(table, take, key) for key, take in self._partitions(table)]
+
+    def open(self, rows: pa.Table) -> OpenFile:
+        """A file for `rows` and others of their partition. Whoever writes to it keeps the table's order."""
+        key = next(key for key, _ in self._partitions(rows.slice(0, 1)))
+        return self._open(rows, key)
 
     def _partitions(self, table: pa.Table) -> Iterator[tuple[PartitionKey | None, Int64 | None]]:
         if table.num_rows == 0:
@@ -135,9 +149,24 @@ class FileWriter:
         source = self.schema.find_field(field.source_id)
         return transformed(table.column(source.name).combine_chunks(), field.transform, source.field_type)
 
-    def _write_file(self, table: pa.Table, key: PartitionKey | None) -> DataFile:
+    def _write_file(self, table: pa.Table, take: Int64 | None, key: PartitionKey | None) -> Written:
+        if self.order.fields:
+            mine = table if take is None else table.take(take)
+            sorted_ = pc.sort_indices(mine, sort_keys=self._sort_keys, null_placement="at_start").to_numpy()
+            take = sorted_ if take is None else take[sorted_]
+        with self._open(table if take is None else table.combine_chunks().take(take), key) as out:
+            out.write(out.first)
+        return Written(out.file, take)
+
+    @property
+    def _sort_keys(self) -> list[tuple[str, str]]:
+        return [(self.schema.find_column_name(f.source_id) or "", "ascending") for f in self.order.fields]
+
+    def _open(self, first: pa.Table, key: PartitionKey | None) -> OpenFile:
         path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
-        metadata, size = _write(self.io, path, table, **writer_options(table, self._without_bounds, self._filtered))
+        return OpenFile(self, path, key, first, writer_options(first, self._without_bounds, self._filtered))
+
+    def _described(self, path: str, key: PartitionKey | None, metadata: pq.FileMetaData, size: int) -> DataFile:
         plan, paths = self._statistics
         statistics = data_file_statistics_from_parquet_metadata(metadata, plan, paths)
         file = DataFile.from_args(
@@ -146,7 +175,7 @@ class FileWriter:
             file_format=FileFormat.PARQUET,
             partition=key.partition if key else Record(),
             file_size_in_bytes=size,
-            sort_order_id=None,
+            sort_order_id=self.order.order_id if self.order.fields else None,
             spec_id=self.spec.spec_id,
             equality_ids=None,
             key_metadata=None,
@@ -162,7 +191,7 @@ class FileWriter:
             schema=_DELETES,
         )
         path = self.locations.new_data_location(f"{uuid.uuid4()}-deletes.parquet")
-        _, size = _write(self.io, path, rows, compression="zstd", compression_level=1, use_dictionary=["file_path"])
+        size = _write(self.io, path, rows, compression="zstd", compression_level=1, use_dictionary=["file_path"])
         bound = {DELETE_PATH_ID: of.file_path.encode()}
         file = DataFile.from_args(
             content=DataFileContent.POSITION_DELETES,
@@ -178,13 +207,38 @@ class FileWriter:
         return file
 
 
-def _write(io: FileIO, path: str, table: pa.Table, **options: Any) -> tuple[pq.FileMetaData, int]:
-    output = io.new_output(path)
-    with output.create(overwrite=True) as stream:
-        with pq.ParquetWriter(stream, table.schema, store_schema=False, **options) as writer:
-            writer.write_table(table, row_group_size=ROW_GROUP)
-        size = stream.tell()
-    return writer.writer.metadata, size
+class OpenFile:
+    """A data file that is being written, as a context; `file` describes it afterwards."""
+
+    file: DataFile
+
+    def __init__(
+        self, writer: FileWriter, path: str, key: PartitionKey | None, first: pa.Table, options: dict[str, Any]
+    ) -> None:
+        self.first = first
+        self._writer, self._path, self._key, self._options = writer, path, key, options
+
+    def __enter__(self) -> OpenFile:
+        self._stream = self._writer.io.new_output(self._path).create(overwrite=True)
+        self._parquet = pq.ParquetWriter(self._stream, self.first.schema, store_schema=False, **self._options)
+        return self
+
+    def write(self, rows: pa.Table) -> None:
+        """Append rows of the same schema as full row groups and a rest. Raises `OSError`."""
+        self._parquet.write_table(rows, row_group_size=ROW_GROUP)
+
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        with self._stream:
+            self._parquet.close()
+            size = self._stream.tell()
+        if error is None:
+            self.file = self._writer._described(self._path, self._key, self._parquet.writer.metadata, size)
+
+
+def _write(io: FileIO, path: str, table: pa.Table, **options: Any) -> int:
+    with io.new_output(path).create(overwrite=True) as stream:
+        pq.write_table(table, stream, store_schema=False, **options)
+        return stream.tell()
 
 
 def transformed(column: pa.Array, transform: Transform[Any, Any], kind: IcebergType) -> pa.Array:
