@@ -12,6 +12,7 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, 
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, NullOrder, SortDirection, SortField, SortOrder
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -22,6 +23,7 @@ from pyiceberg.transforms import (
     TruncateTransform,
     YearTransform,
 )
+from pyiceberg.types import DoubleType, FloatType
 from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
@@ -109,24 +111,25 @@ def create_table(
     partitioned: bool = False,
     properties: Mapping[str, str] | None = None,
 ) -> Table:
-    """Create `name` with `columns`; the existing table when there is one. `partitioned`: as the contract says.
+    """Create `name` with `columns`; the existing table when there is one. `partitioned`: and sorted, by the contract.
 
     Columns that the contract marks as personal data get no bounds, neither in manifests nor in files, and can't be
     partitioned by.
-    Raises `ContractError` for a partition that cannot be, `UnavailableError`.
+    Raises `ContractError` for a partition or an order that cannot be, `UnavailableError`.
     """
     namespace, _, _ = name.rpartition(".")
     # Ids to refer to columns by until the catalog assigns its own.
     schema = assign_fresh_schema_ids(Catalog._convert_schema_if_needed(columns))
-    spec = UNPARTITIONED_PARTITION_SPEC
+    spec, order = UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER
     chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract, is_envelope(columns)), **(properties or {})}
     if partitioned and contract is not None and contract.storage is not None:
         spec = _partition_spec(schema, contract, contract.storage)
+        order = _sort_order(schema, contract, contract.storage)
     with trouble(name):
         with suppress(NamespaceAlreadyExistsError):
             catalog.create_namespace(namespace)
         try:
-            return catalog.create_table(name, schema, partition_spec=spec, properties=chosen)
+            return catalog.create_table(name, schema, partition_spec=spec, sort_order=order, properties=chosen)
         except TableAlreadyExistsError:
             return catalog.load_table(name)
 
@@ -159,6 +162,20 @@ def _partition_spec(schema: Schema, contract: Contract, storage: Storage) -> Par
         suffix = "" if wanted.transform == "identity" else f"_{wanted.transform}"
         fields.append(PartitionField(source.field_id, 1000 + number, transform, wanted.column + suffix))
     return PartitionSpec(*fields)
+
+
+def _sort_order(schema: Schema, contract: Contract, storage: Storage) -> SortOrder:
+    where = f"{contract.path}: storage.sort"
+    fields = []
+    for name in storage.sort:
+        if name not in schema.column_names:
+            raise ContractError(f"no column {name}", where=where)
+        column = schema.find_field(name)
+        # NaN has another place in Iceberg's order than in Arrow's.
+        if isinstance(column.field_type, FloatType | DoubleType) or not column.field_type.is_primitive:
+            raise ContractError(f"{name} is {column.field_type}, which nothing is sorted by", where=where)
+        fields.append(SortField(column.field_id, IdentityTransform(), SortDirection.ASC, NullOrder.NULLS_FIRST))
+    return SortOrder(*fields) if fields else UNSORTED_SORT_ORDER
 
 
 def _transform(wanted: ContractPartition) -> Transform[Any, Any]:

@@ -152,15 +152,16 @@ class FileWriter:
     def _write_file(self, table: pa.Table, take: Int64 | None, key: PartitionKey | None) -> Written:
         if self.order.fields:
             mine = table if take is None else table.take(take)
-            sorted_ = pc.sort_indices(mine, sort_keys=self._sort_keys, null_placement="at_start").to_numpy()
+            sorted_ = pc.sort_indices(mine, sort_keys=self._sort_keys).to_numpy()
             take = sorted_ if take is None else take[sorted_]
         with self._open(table if take is None else table.combine_chunks().take(take), key) as out:
             out.write(out.first)
         return Written(out.file, take)
 
     @property
-    def _sort_keys(self) -> list[tuple[str, str]]:
-        return [(self.schema.find_column_name(f.source_id) or "", "ascending") for f in self.order.fields]
+    def _sort_keys(self) -> list[tuple[str, str, str]]:
+        names = [self.schema.find_column_name(field.source_id) for field in self.order.fields]
+        return [(name, "ascending", "at_start") for name in names if name]
 
     def _open(self, first: pa.Table, key: PartitionKey | None) -> OpenFile:
         path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)

@@ -16,6 +16,7 @@ from schemas.contracts import BUILTIN, Contract, load_contract
 from sinks.iceberg.append import AppendTable, DerivedTable
 from sinks.iceberg.compact import expire
 from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.keyed import read_columns
 from sinks.iceberg.sweep import Sweeper, orphans
 from sinks.iceberg.upsert import UpsertTable
 from tests.unit.sinks.iceberg.support import (
@@ -42,7 +43,7 @@ def opened(table, partitions: int = 1, **known):
     return table
 
 
-def partitioned_things(folder: Path) -> Contract:
+def partitioned_things(folder: Path, **storage: object) -> Contract:
     path = folder / "thing.avsc"
     path.write_text(
         json.dumps(
@@ -52,7 +53,7 @@ def partitioned_things(folder: Path) -> Contract:
                 "owner": "somebody",
                 "topic": TOPIC,
                 "key": ["id"],
-                "storage": {"table": "silver.things", "mode": "current", "partition": ["bucket(3, id)"]},
+                "storage": {"table": "silver.things", "mode": "current", "partition": ["bucket(3, id)"], **storage},
                 "fields": [{"name": "id", "type": "long"}, {"name": "name", "type": "string", "pii": "name"}],
             }
         )
@@ -215,9 +216,9 @@ def test_a_composite_key_with_text(catalog):
     assert rows_of(again, "a", "b", "v") == [(1, "x", 1), (1, "xy", 2), (1, "y", 1)]
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
-def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned):
-    contract = partitioned_things(tmp_path) if partitioned else None
+@pytest.mark.parametrize(("partitioned", "sort"), [(False, []), (True, []), (True, ["name", "id"])])
+def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned, sort):
+    contract = partitioned_things(tmp_path, sort=sort) if partitioned else None
     options = {"contract": contract, "partitioned": partitioned}
     table = opened(CurrentTable(catalog, "silver.things", TOPIC, compact_every=3, **options))
     model: dict[int, tuple[str, int]] = {}
@@ -245,6 +246,10 @@ def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned)
     assert any(s.summary.operation.value == "replace" for s in table.table.snapshots())
     again = opened(CurrentTable(catalog, "silver.things", TOPIC))
     assert len(again.index) == len(table.index) == len(model)
+    for task in tasks:
+        rows = read_columns(table.table.io, task.file, table.table.schema(), sort).to_pylist() if sort else []
+        assert [tuple(r.values()) for r in rows] == sorted(tuple(r.values()) for r in rows)
+        assert task.file.sort_order_id == (table.table.sort_order().order_id if sort else None)
 
 
 def test_upserts_keep_the_highest_revision(catalog):
