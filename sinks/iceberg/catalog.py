@@ -13,6 +13,7 @@ from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField,
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, NullOrder, SortDirection, SortField, SortOrder
+from pyiceberg.table.update import AddPartitionSpecUpdate
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -33,6 +34,7 @@ from schemas.contracts import Contract, Storage
 from schemas.contracts import PartitionField as ContractPartition
 from schemas.envelope import is_envelope
 from sinks.iceberg.commit import trouble
+from sinks.iceberg.metadata_cache import transaction
 
 TABLE_PROPERTIES = {
     # Commit time stays flat over thousands of commits.
@@ -129,9 +131,17 @@ def create_table(
         with suppress(NamespaceAlreadyExistsError):
             catalog.create_namespace(namespace)
         try:
-            return catalog.create_table(name, schema, partition_spec=spec, sort_order=order, properties=chosen)
+            table = catalog.create_table(name, schema, partition_spec=spec, sort_order=order, properties=chosen)
+            return table if spec.is_unpartitioned() else _with_unpartitioned_spec(table)
         except TableAlreadyExistsError:
             return catalog.load_table(name)
+
+
+def _with_unpartitioned_spec(table: Table) -> Table:
+    """A second spec beside the default one, for rows that would scatter over too many partitions."""
+    staged = transaction(table)
+    staged._apply((AddPartitionSpecUpdate(spec=PartitionSpec(spec_id=max(table.specs()) + 1)),))
+    return staged.commit_transaction()
 
 
 def _metrics(schema: Schema, contract: Contract | None, envelope: bool) -> dict[str, str]:

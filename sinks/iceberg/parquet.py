@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +52,8 @@ from sinks.iceberg.shape import arrow_schema, fit_rows
 
 Int64 = npt.NDArray[np.int64]
 
+# Files that one write makes at most: each costs about as much as thousands of rows, and readers open them all.
+MOST_PARTITIONS = 64
 # Iceberg's table property that asks for a Bloom filter on a column.
 BLOOM_FILTER = "write.parquet.bloom-filter-enabled.column."
 
@@ -84,12 +86,20 @@ class FileWriter:
     io: FileIO
     locations: LocationProvider
     order: SortOrder = UNSORTED_SORT_ORDER
+    # The table's spec without partitions, for what would scatter over too many.
+    unpartitioned: PartitionSpec | None = None
 
     @classmethod
     def of(cls, table: Table, schema: Schema) -> FileWriter:
         """The writer of a table's files in `schema`, its present one or the one that the same commit gives it."""
         return cls(
-            schema, table.spec(), table.metadata.properties, table.io, table.location_provider(), table.sort_order()
+            schema,
+            table.spec(),
+            table.metadata.properties,
+            table.io,
+            table.location_provider(),
+            table.sort_order(),
+            next((spec for spec in table.specs().values() if spec.is_unpartitioned()), None),
         )
 
     @cached_property
@@ -114,10 +124,17 @@ class FileWriter:
     def write(self, rows: pa.RecordBatch | pa.Table) -> list[Written]:
         """One file for each partition that `rows` touch, sorted by the table's order if it has one.
 
-        Raises `OSError`; files written until then are orphans.
+        Where they touch more than `MOST_PARTITIONS`, the smallest share one file under the table's unpartitioned spec:
+        readers look into it whatever they filter by. Raises `OSError`; files written until then are orphans.
         """
         table = fit_rows(rows, self.arrow)
-        return [self._write_file(table, take, key) for key, take in self._partitions(table)]
+        parts = list(self._partitions(table))
+        if len(parts) <= MOST_PARTITIONS or self.unpartitioned is None:
+            return [self._write_file(table, take, key) for key, take in parts]
+        parts.sort(key=lambda part: len(_rows(part)), reverse=True)
+        written = [self._write_file(table, take, key) for key, take in parts[: MOST_PARTITIONS - 1]]
+        scattered = np.sort(np.concatenate([_rows(part) for part in parts[MOST_PARTITIONS - 1 :]]))
+        return [*written, replace(self, spec=self.unpartitioned)._write_file(table, scattered, None)]
 
     def open(self, rows: pa.Table) -> OpenFile:
         """A file for `rows` and others of their partition. Whoever writes to it keeps the table's order."""
@@ -206,6 +223,12 @@ class FileWriter:
         )
         file.spec_id = of.spec_id
         return file
+
+
+def _rows(part: tuple[PartitionKey | None, Int64 | None]) -> Int64:
+    _, take = part
+    assert take is not None, "one partition of many"
+    return take
 
 
 class OpenFile:
