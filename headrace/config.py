@@ -74,7 +74,8 @@ class LakeSettings(Section):
 class SinkSettings(Section):
     freshness_seconds: float = Field(5.0, gt=0, description="a table is committed at least this often")
     max_rows: int = Field(1_000_000, ge=1, description="or when this many rows wait")
-    compact_every: int = Field(30, ge=2, description="commits of a current-state table between compactions")
+    compact_every: int = Field(30, ge=2, description="commits of a table between compactions")
+    file_bytes: int = Field(64 << 20, ge=1 << 20, description="size that compaction makes of small files")
     exclude: list[str] = Field(default_factory=list, description="topics (regular expressions) never landed")
 
 

@@ -146,7 +146,7 @@ class _Checker:
         raw = self.contract.avro
         self._known(raw, _CONTRACT_ATTRIBUTES, "")
         if isinstance(raw.get("storage"), dict):
-            self._known(raw["storage"], ("table", "partition", "mode"), "storage.")
+            self._known(raw["storage"], ("table", "partition", "mode", "sort"), "storage.")
         mqtt = raw.get("mqtt", [])
         if not isinstance(mqtt, list) or not all(isinstance(text, str) and text for text in mqtt):
             self.note("mqtt", "must be a list of MQTT topic filters", 'write ["coldchain/+/reading"]')
@@ -240,6 +240,10 @@ class _Checker:
             return
         for part in storage.partition:
             self._partition(part, self.top(part.column))
+        for name in storage.sort:
+            self._sort(name, self.top(name))
+        if len(set(storage.sort)) != len(storage.sort):
+            self.note("storage.sort", "names a field twice")
         if self.contract.is_source:
             for at in sorted(self.contract.avro["storage"].keys() & {"table", "mode"}):
                 self.note(
@@ -256,6 +260,14 @@ class _Checker:
             self.note("storage.mode", f"{storage.mode} without a key", "rows are found again by their key")
         if storage.mode == "upsert" and self.contract.is_cdc:
             self.note("storage.mode", "upsert of change events", "write current")
+
+    def _sort(self, name: str, spec: FieldSpec | None) -> None:
+        if spec is None:
+            self.missing("storage.sort", name)
+        elif spec.fields or spec.type in ("float", "double", "array", "map", "union"):
+            self.note(
+                "storage.sort", f"sort by {name}, which is {spec.type}", "texts, whole numbers, times and the like"
+            )
 
     def _partition(self, part: PartitionField, spec: FieldSpec | None) -> None:
         at = "storage.partition"

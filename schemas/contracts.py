@@ -54,12 +54,14 @@ class PartitionField:
 class Storage:
     """The Iceberg table of a topic: `append` events, `upsert` by key, or `current` state of a database table.
 
-    A source topic's `table` is "": it lands in its bronze table, which `partition` is of.
+    A source topic's `table` is "": it lands in its bronze table, which `partition` and `sort` are of. `sort` are the
+    columns by which rows are ordered within each file, ascending.
     """
 
     table: str
     partition: tuple[PartitionField, ...] = ()
     mode: Mode = "append"
+    sort: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ class _Reader:
             else:
                 partition.append(PartitionField(match[5], match[3], int(match[4])))  # type: ignore[arg-type]
         table = self.text(value, "table", "storage.", required=cdc or derived)
-        return Storage(table, tuple(partition), mode)
+        return Storage(table, tuple(partition), mode, self.texts(value, "sort", "storage."))
 
     def field(self, raw: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> FieldSpec | None:
         prefix = "".join(f"{name}." for name in inside)

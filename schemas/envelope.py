@@ -100,6 +100,22 @@ def table_of(batch: pa.RecordBatch) -> pa.StringArray:
     )
 
 
+def is_of(batch: pa.RecordBatch, table: str) -> pa.BooleanArray:
+    """Which events say that they are from `table`, as `table_of` names it; null where they say nothing."""
+    source = batch.column("source")
+    names = {f.name for f in source.type}
+    schema, _, name = table.rpartition(".")
+    return pc.and_(
+        pc.equal(_child(source, "schema" if "schema" in names else "db"), schema),
+        pc.equal(_child(source, "table"), name),
+    )
+
+
+def placed(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The columns that `positions` looks at."""
+    return batch.select([name for name in ("source", "op", "transaction") if name in batch.schema.names])
+
+
 def source_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     """When the source committed each change, in ms since the epoch; -1 where it does not say."""
     out: npt.NDArray[np.int64] = pc.fill_null(_child(batch.column("source"), "ts_ms").cast(pa.int64()), -1).to_numpy()

@@ -14,9 +14,10 @@ from schemas.codec import rule_of
 from schemas.coordinates import drop_replays
 from sinks.iceberg import progress
 from sinks.iceberg.commit import Change, TableCommitter, trouble
-from sinks.iceberg.compact import choose, live_rows, paths_of
+from sinks.iceberg.compact import choose, paths_of
 from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.owned import OwnedTable, Prepared
+from sinks.iceberg.rewrite import rewrite
 from sinks.iceberg.slices import Reject, Slice, received, with_coordinates
 
 STAGE = "bronze"
@@ -50,14 +51,15 @@ class AppendTable(OwnedTable):
     def _compact(self, committer: TableCommitter) -> None:
         with trouble(self.name):
             table = committer.table
-            tasks = choose(list(table.scan().plan_files()))
-            if not tasks:
+            groups = choose(list(table.scan().plan_files()), target=self._target(table))
+            if not groups:
                 return
-            files = self._writer(Evolution(table.schema(), None)).write(live_rows(table, tasks))
+            files = [new.file for group in groups if (new := rewrite(table, group))]
+        tasks = [task for group in groups for task in group]
         change = Change(
             {},
             {},
-            [written.file for written in files],
+            files,
             removed=paths_of(tasks),
             operation=Operation.REPLACE,
             head=(table.metadata.current_snapshot_id,),

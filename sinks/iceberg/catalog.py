@@ -12,6 +12,8 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchTableError, 
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, assign_fresh_schema_ids
 from pyiceberg.table import Table
+from pyiceberg.table.sorting import UNSORTED_SORT_ORDER, NullOrder, SortDirection, SortField, SortOrder
+from pyiceberg.table.update import AddPartitionSpecUpdate
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -22,6 +24,7 @@ from pyiceberg.transforms import (
     TruncateTransform,
     YearTransform,
 )
+from pyiceberg.types import DoubleType, FloatType
 from sqlalchemy import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError
 
@@ -29,7 +32,9 @@ from headrace.config import LakeSettings
 from headrace.errors import ConfigError, ContractError
 from schemas.contracts import Contract, Storage
 from schemas.contracts import PartitionField as ContractPartition
+from schemas.envelope import is_envelope
 from sinks.iceberg.commit import trouble
+from sinks.iceberg.metadata_cache import transaction
 
 TABLE_PROPERTIES = {
     # Commit time stays flat over thousands of commits.
@@ -41,7 +46,14 @@ TABLE_PROPERTIES = {
     # Snapshot isolation: the default rejects a compaction that raced an append.
     "write.delete.isolation-level": "snapshot",
     "write.parquet.compression-codec": "zstd",
+    # Spark's vectorised reader of Iceberg knows delta and byte-split encodings only in its newest releases.
+    "read.parquet.vectorization.enabled": "false",
 }
+# Columns of change events that nobody looks rows up by: constants, and texts that only say an order.
+_NOT_SEARCHED = [
+    *(f"source.{name}" for name in ("version", "connector", "name", "snapshot", "db", "schema", "table", "sequence")),
+    "transaction.id",
+]
 _TIMEOUTS = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -101,30 +113,42 @@ def create_table(
     partitioned: bool = False,
     properties: Mapping[str, str] | None = None,
 ) -> Table:
-    """Create `name` with `columns`; the existing table when there is one. `partitioned`: as the contract says.
+    """Create `name` with `columns`; the existing table when there is one. `partitioned`: and sorted, by the contract.
 
-    Columns that the contract marks as personal data get no bounds in manifests, and can't be partitioned by.
-    Raises `ContractError` for a partition that cannot be, `UnavailableError`.
+    Columns that the contract marks as personal data get no bounds, neither in manifests nor in files, and can't be
+    partitioned by.
+    Raises `ContractError` for a partition or an order that cannot be, `UnavailableError`.
     """
     namespace, _, _ = name.rpartition(".")
     # Ids to refer to columns by until the catalog assigns its own.
     schema = assign_fresh_schema_ids(Catalog._convert_schema_if_needed(columns))
-    spec = UNPARTITIONED_PARTITION_SPEC
-    chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract), **(properties or {})}
+    spec, order = UNPARTITIONED_PARTITION_SPEC, UNSORTED_SORT_ORDER
+    chosen = {**TABLE_PROPERTIES, **_metrics(schema, contract, is_envelope(columns)), **(properties or {})}
     if partitioned and contract is not None and contract.storage is not None:
         spec = _partition_spec(schema, contract, contract.storage)
+        order = _sort_order(schema, contract, contract.storage)
     with trouble(name):
         with suppress(NamespaceAlreadyExistsError):
             catalog.create_namespace(namespace)
         try:
-            return catalog.create_table(name, schema, partition_spec=spec, properties=chosen)
+            table = catalog.create_table(name, schema, partition_spec=spec, sort_order=order, properties=chosen)
+            return table if spec.is_unpartitioned() else _with_unpartitioned_spec(table)
         except TableAlreadyExistsError:
             return catalog.load_table(name)
 
 
-def _metrics(schema: Schema, contract: Contract | None) -> dict[str, str]:
-    """No bounds of keys and personal data in manifests, where erasure would not reach them."""
+def _with_unpartitioned_spec(table: Table) -> Table:
+    """A second spec beside the default one, for rows that would scatter over too many partitions."""
+    staged = transaction(table)
+    staged._apply((AddPartitionSpecUpdate(spec=PartitionSpec(spec_id=max(table.specs()) + 1)),))
+    return staged.commit_transaction()
+
+
+def _metrics(schema: Schema, contract: Contract | None, envelope: bool) -> dict[str, str]:
+    """No bounds of keys and personal data, which erasure would not reach there, nor of what nobody looks up."""
     columns = ["_key"]
+    if envelope:
+        columns += [*_NOT_SEARCHED, *(name for name in schema.column_names if name.startswith("before."))]
     if contract is not None:
         personal = [path for path, spec in contract.walk() if spec.pii]
         columns += [prefix + path for path in personal for prefix in ("", "before.", "after.")]
@@ -148,6 +172,20 @@ def _partition_spec(schema: Schema, contract: Contract, storage: Storage) -> Par
         suffix = "" if wanted.transform == "identity" else f"_{wanted.transform}"
         fields.append(PartitionField(source.field_id, 1000 + number, transform, wanted.column + suffix))
     return PartitionSpec(*fields)
+
+
+def _sort_order(schema: Schema, contract: Contract, storage: Storage) -> SortOrder:
+    where = f"{contract.path}: storage.sort"
+    fields = []
+    for name in storage.sort:
+        if name not in schema.column_names:
+            raise ContractError(f"no column {name}", where=where)
+        column = schema.find_field(name)
+        # NaN has another place in Iceberg's order than in Arrow's.
+        if isinstance(column.field_type, FloatType | DoubleType) or not column.field_type.is_primitive:
+            raise ContractError(f"{name} is {column.field_type}, which nothing is sorted by", where=where)
+        fields.append(SortField(column.field_id, IdentityTransform(), SortDirection.ASC, NullOrder.NULLS_FIRST))
+    return SortOrder(*fields) if fields else UNSORTED_SORT_ORDER
 
 
 def _transform(wanted: ContractPartition) -> Transform[Any, Any]:

@@ -207,7 +207,10 @@ class _Delta(_MergeAppendFiles):
         super().__init__(Operation.OVERWRITE, staged, staged._table.io, snapshot_properties=summary)
         self._change = change
         self._dropped: list[DataFile] = []
-        self._added_data_files = list(change.data_files)
+        # The library writes all files that it knows of into one manifest, of the table's default spec.
+        usual = staged.table_metadata.default_spec_id
+        self._added_data_files = [file for file in change.data_files if file.spec_id == usual]
+        self._scattered = [file for file in change.data_files if file.spec_id != usual]
 
     def commit(self) -> None:
         # Not registered with the transaction: that is what turns the library's blind retries on.
@@ -220,7 +223,9 @@ class _Delta(_MergeAppendFiles):
             missing = self._change.removed - {file.file_path for file in self._dropped}
             if missing:
                 raise ValidationException(f"{len(missing)} file(s) to drop are gone")
-        return self._delete_manifests() + existing
+        mine = self._added(ManifestContent.DATA, self._scattered)
+        mine += self._added(ManifestContent.DELETES, self._change.delete_files)
+        return mine + existing
 
     def _writer(self, content: ManifestContent, spec_id: int) -> ManifestWriter:
         if content is not ManifestContent.DELETES:
@@ -229,11 +234,12 @@ class _Delta(_MergeAppendFiles):
             self.spec(spec_id), self.schema(), self.new_manifest_output(), self._snapshot_id, self._compression
         )
 
-    def _delete_manifests(self) -> list[ManifestFile]:
+    def _added(self, content: ManifestContent, files: Sequence[DataFile]) -> list[ManifestFile]:
+        """Manifests of new files, one for each partition spec."""
         manifests = []
-        for spec_id in sorted({file.spec_id for file in self._change.delete_files}):
-            with self._writer(ManifestContent.DELETES, spec_id) as writer:
-                for file in self._change.delete_files:
+        for spec_id in sorted({file.spec_id for file in files}):
+            with self._writer(content, spec_id) as writer:
+                for file in files:
                     if file.spec_id == spec_id:
                         writer.add(_entry(ManifestEntryStatus.ADDED, self._snapshot_id, None, None, file))
             manifests.append(writer.to_manifest_file())
@@ -256,12 +262,13 @@ class _Delta(_MergeAppendFiles):
 
     def _summary(self, snapshot_properties: dict[str, str] = EMPTY_DICT) -> Summary:
         # The library counts added delete files and dropped files only when it added them itself.
+        known = self._added_data_files
         self._added_data_files = [*self._change.data_files, *self._change.delete_files]
         self._deleted_data_files = set(self._dropped)
         try:
             summary = super()._summary(snapshot_properties)
         finally:
-            self._added_data_files = list(self._change.data_files)
+            self._added_data_files = known
             self._deleted_data_files = set()
         return Summary(self._change.operation, **summary.additional_properties)
 

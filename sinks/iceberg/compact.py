@@ -2,7 +2,8 @@
 
 A separate compactor would lose every race against a writer that commits each second. Rewriting is size-tiered: files of
 one partition are merged once several of about the same size exist, so each row is rewritten a few times in its life,
-whatever the table's size; what one rewrite reads is bounded, so a commit never waits long behind it.
+whatever the table's size; what one rewrite reads is bounded, so a commit never waits long behind it, and it is read in
+steps (`rewrite`), so it needs little memory.
 """
 
 from __future__ import annotations
@@ -11,19 +12,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException
-from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan
-from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table import FileScanTask
 from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from headrace.logs import get_logger
 from sinks.iceberg.commit import TableCommitter, name_of, trouble
 from sinks.iceberg.metadata_cache import transaction
-from sinks.iceberg.shape import arrow_schema, fit_rows
 
-EXPIRE_EVERY = 50
+EXPIRE_EVERY = 25
 KEEP_SNAPSHOTS = 20
 # Compressed bytes: files of this size are left alone, and a rewrite reads at most as many.
 TARGET_BYTES = 64 << 20
@@ -40,30 +37,37 @@ def dead_rows(task: FileScanTask) -> int:
     return sum(file.record_count for file in task.delete_files)
 
 
-def choose(tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE) -> list[FileScanTask]:
-    """The files to rewrite now, into one a partition: at most `TARGET_BYTES` together (or one file), maybe none.
+def choose(
+    tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE, target: int = TARGET_BYTES
+) -> list[list[FileScanTask]]:
+    """The files to rewrite now, in groups that become one file each: at most `target` bytes together, or one file.
 
     Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows.
     """
-    groups: dict[tuple[Any, int], list[FileScanTask]] = defaultdict(list)
+    groups: dict[tuple[int, Any, int], list[FileScanTask]] = defaultdict(list)
     for task in tasks:
         size = task.file.file_size_in_bytes
         if dead_rows(task) > DEAD_SHARE * task.file.record_count:
             tier = -1
-        elif size < TARGET_BYTES // 2:
+        elif size < target // 2:
             tier = _tier(size)
         else:
             continue
-        groups[task.file.partition, tier].append(task)
-    worth = [group for (_, tier), group in groups.items() if tier < 0 or len(group) >= at_least]
-    chosen: list[FileScanTask] = []
+        groups[task.file.spec_id, task.file.partition, tier].append(task)
+    worth = {key: group for key, group in groups.items() if key[-1] < 0 or len(group) >= at_least}
+    chosen: list[list[FileScanTask]] = []
     total = 0
-    for group in sorted(worth, key=len, reverse=True):
+    for (*_, tier), group in sorted(worth.items(), key=lambda item: len(item[1]), reverse=True):
+        fitting: list[FileScanTask] = []
         for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
             total += task.file.file_size_in_bytes
-            if chosen and total > TARGET_BYTES:
-                return chosen
-            chosen.append(task)
+            if total > target and (chosen or fitting):
+                break
+            fitting.append(task)
+        if len(fitting) > 1 or (fitting and tier < 0):
+            chosen.append(fitting)
+        if total > target:
+            break
     return chosen
 
 
@@ -72,12 +76,6 @@ def _tier(size: int) -> int:
     while size >= limit:
         tier, limit = tier + 1, limit * TIER_FACTOR
     return tier
-
-
-def live_rows(table: Table, tasks: Sequence[FileScanTask]) -> pa.Table:
-    """The rows of these files that are not deleted, in the table's present schema."""
-    scan = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
-    return fit_rows(scan.to_table(tasks), arrow_schema(table.schema()))
 
 
 def paths_of(tasks: Sequence[FileScanTask]) -> frozenset[str]:

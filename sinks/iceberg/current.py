@@ -53,9 +53,6 @@ class CurrentTable(KeyedTable):
 
     _key_known = False
 
-    def table_properties(self) -> dict[str, str]:
-        return {progress.KEY: ",".join(self.key)}
-
     def _opened(self, table: Table) -> None:
         stored = table.properties.get(progress.KEY)
         if stored is not None:
@@ -108,7 +105,7 @@ class CurrentTable(KeyedTable):
             return
         op = envelope.operations(batch)
         table = ".".join(self.topic.split(".")[-2:])
-        yield "source table", _mask(pc.not_equal(envelope.table_of(batch), table)), f"the change is not of {table}"
+        yield "source table", _mask(pc.invert(envelope.is_of(batch, table))), f"the change is not of {table}"
         yield "op", ~_mask(pc.is_in(op, pa.array(["c", "r", "u", "d", "t", "m"]))), "no such operation"
         writes, deletes = _writes(op), _mask(pc.equal(op, "d"))
         lacks = ~_mask(envelope.has_row(batch, "after"))
@@ -150,7 +147,7 @@ class CurrentTable(KeyedTable):
         mark = marks[part.partition]
         rows = np.flatnonzero(keep)
         try:
-            lsn, order = envelope.positions(part.batch.take(pa.array(rows)))
+            lsn, order = envelope.positions(_rows_of(envelope.placed(part.batch), rows))
         except ContractError as e:
             if not self.key:
                 rejects.append(Reject(part, part.rows[keep], STAGE, "position", (str(e),) * len(rows)))
@@ -171,7 +168,7 @@ class CurrentTable(KeyedTable):
             keep = keep & (np.arange(len(keep)) > truncates[-1])
         present = _writes(op)
         rows = np.flatnonzero(keep & (present | _mask(pc.equal(op, "d"))))
-        batch = part.batch.take(pa.array(rows)) if len(rows) < part.batch.num_rows else part.batch
+        batch = _rows_of(part.batch, rows)
         present = present[rows]
         after = with_coordinates(envelope.row_batch(batch, "after"), part, part.rows[rows])
         yield Changes(part, after, present, self._keys(batch, present))
@@ -229,6 +226,11 @@ class CurrentTable(KeyedTable):
 def _mask(array: Any) -> Mask:
     out: Mask = pc.fill_null(array, False).to_numpy(zero_copy_only=False)
     return out
+
+
+def _rows_of(batch: pa.RecordBatch, rows: Int64) -> pa.RecordBatch:
+    """These rows, ascending; not copied when they are all."""
+    return batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
 
 
 def _writes(op: pa.StringArray) -> Mask:

@@ -28,7 +28,7 @@ from sinks.iceberg.slices import Slice
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 # A table is committed before its freshness target by this share of it, which is left for the commit itself.
 EARLY = 0.2
-MAX_COMMIT_BYTES = 128 << 20
+MAX_COMMIT_BYTES = 64 << 20
 
 log = get_logger("sink")
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
 from pyiceberg.manifest import DataFile
@@ -26,13 +25,15 @@ from pyiceberg.table.snapshots import Operation
 from headrace.errors import TerminalError
 from headrace.keyindex import ABSENT, KeyIndex, Keys, hash_keys
 from headrace.logs import get_logger
+from sinks.iceberg import progress
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change, TableCommitter, trouble
-from sinks.iceberg.compact import choose, live_rows, paths_of
+from sinks.iceberg.compact import choose, paths_of
 from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.locations import file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
-from sinks.iceberg.parquet import FileWriter, Written
+from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
+from sinks.iceberg.rewrite import deleted_positions, rewrite
 from sinks.iceberg.shape import field_id
 
 Int64 = npt.NDArray[np.int64]
@@ -68,6 +69,9 @@ class KeyedTable(OwnedTable):
     def index(self) -> KeyIndex:
         """Live rows by key; for looking at, not for changing."""
         return self._index
+
+    def table_properties(self) -> dict[str, str]:
+        return {progress.KEY: ",".join(self.key)} | {f"{BLOOM_FILTER}{name}": "true" for name in self.key}
 
     def live_locations(self, keys: Keys) -> Int64:
         """Where the committed rows of keys are, `ABSENT` for keys without one."""
@@ -170,11 +174,12 @@ class KeyedTable(OwnedTable):
     def _compact(self, committer: TableCommitter) -> None:
         table = committer.table
         writer = self._writer(Evolution(table.schema(), None))
+        names = [*self.key, *([self.version] if self.version else [])]
         with trouble(self.name):
             tasks = list(table.scan().plan_files())
-            chosen = choose(tasks, at_least=2)
-            rows = live_rows(table, chosen)
-            files = writer.write(rows)
+            groups = choose(tasks, at_least=2, target=self._target(table))
+            files = [new for group in groups if (new := rewrite(table, group, names))]
+            chosen = [task for group in groups for task in group]
             skip = {task.file.file_path for task in chosen}
             many = [t for t in tasks if len(t.delete_files) >= DELETE_FILES_TO_MERGE and t.file.file_path not in skip]
             deletes = [writer.write_deletes(t.file, np.unique(deleted_positions(table.io, t))) for t in many]
@@ -185,7 +190,7 @@ class KeyedTable(OwnedTable):
             Change(
                 {},
                 {},
-                [written.file for written in files],
+                [new.file for new in files],
                 deletes,
                 removed=obsolete,
                 operation=Operation.REPLACE,
@@ -194,10 +199,10 @@ class KeyedTable(OwnedTable):
         )
         if self.key:
             self._files = {n: f for n, f in self._files.items() if f.file_path not in skip}
-            keys = hash_keys([rows.column(name) for name in self.key])
-            for written in files:
-                self._place(written, keys, self._versions(rows))
-        log.info("compacted", table=self.name, files=len(chosen), rows=rows.num_rows, deletes=len(many))
+            for new in files:
+                keys = hash_keys([new.kept.column(name) for name in self.key])
+                self._place(Written(new.file, None), keys, self._versions(new.kept))
+        log.info("compacted", table=self.name, files=len(chosen), into=len(files), deletes=len(many))
 
 
 def read_columns(io: FileIO, file: DataFile, schema: Schema, names: Sequence[str]) -> pa.Table:
@@ -208,15 +213,3 @@ def read_columns(io: FileIO, file: DataFile, schema: Schema, names: Sequence[str
         found = parquet.read(columns=[column for column in have.values() if column is not None])
         columns = [pa.nulls(found.num_rows) if at is None else found.column(at) for at in have.values()]
         return pa.table(columns, names=list(have))
-
-
-def deleted_positions(io: FileIO, task: FileScanTask) -> Int64:
-    """Positions of the task's file that its delete files remove, not in order, maybe repeated."""
-    found = [np.empty(0, np.int64)]
-    for file in task.delete_files:
-        with io.new_input(file.file_path).open() as stream:
-            rows = pq.read_table(stream)
-        mine = pc.equal(rows.column("file_path"), task.file.file_path)
-        found.append(rows.filter(mine).column("pos").to_numpy())
-    positions: Int64 = np.concatenate(found)
-    return positions

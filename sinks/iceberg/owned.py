@@ -22,7 +22,7 @@ from schemas.contracts import Contract
 from sinks.iceberg import progress
 from sinks.iceberg.catalog import create_table, find_table
 from sinks.iceberg.commit import Change, TableCommitter, trouble
-from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
+from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, TARGET_BYTES, expire
 from sinks.iceberg.evolve import Evolution, Refused, evolved, merge
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.shape import arrow_schema, fit_rows
@@ -82,6 +82,7 @@ class OwnedTable(ABC):
         contract: Contract | None = None,
         partitioned: bool = False,
         compact_every: int = 30,
+        file_bytes: int = TARGET_BYTES,
     ) -> None:
         self.name = name
         self.topic = topic
@@ -92,6 +93,7 @@ class OwnedTable(ABC):
         self._identity = ""
         self._begin: dict[int, int] = {}
         self._compact_every = compact_every
+        self._file_bytes = file_bytes
         # The first commit of a process compacts: how long the table has not been is not known.
         self._uncompacted = compact_every - 1
         self._sweeper = Sweeper()
@@ -209,11 +211,12 @@ class OwnedTable(ABC):
     def _compact(self, committer: TableCommitter) -> None:
         """Rewrite files that are too small or too dead."""
 
+    def _target(self, table: Table) -> int:
+        """Bytes that a rewrite makes of small files; less where it has to hold all of them, to sort them."""
+        return self._file_bytes // 4 if table.sort_order().fields else self._file_bytes
+
     def _writer(self, evolution: Evolution) -> FileWriter:
-        table = self._existing
-        return FileWriter(
-            evolution.schema, table.spec(), table.metadata.properties, table.io, table.location_provider()
-        )
+        return FileWriter.of(self._existing, evolution.schema)
 
     @property
     def _existing(self) -> Table:

@@ -48,7 +48,7 @@ REPORT_SECONDS = 1.0
 RETRY_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
 # Memory of records read and not landed yet, of all topics together; beyond it the fullest topics are paused.
-MAX_BUFFERED_BYTES = 512 << 20
+MAX_BUFFERED_BYTES = 192 << 20
 
 log = get_logger("sink")
 
@@ -207,6 +207,7 @@ class Sink:
             "contract": landing.contract,
             "partitioned": landing.partitioned,
             "compact_every": self._settings.sink.compact_every,
+            "file_bytes": self._settings.sink.file_bytes,
         }
         kinds: Mapping[str, type[OwnedTable]] = {
             "bronze": AppendTable,

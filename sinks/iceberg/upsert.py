@@ -15,7 +15,6 @@ from pyiceberg.catalog import Catalog
 from headrace.errors import ContractError
 from headrace.keyindex import hash_keys
 from schemas.contracts import Contract
-from sinks.iceberg import progress
 from sinks.iceberg.append import STAGE, undecodable
 from sinks.iceberg.changes import fold, join, newest
 from sinks.iceberg.keyed import KeyedTable, Merging
@@ -34,9 +33,6 @@ class UpsertTable(KeyedTable):
         super().__init__(catalog, name, topic, contract=contract, **options)
         self.key = contract.key
         self.version = REVISION if contract.find(REVISION) is not None else None
-
-    def table_properties(self) -> dict[str, str]:
-        return {progress.KEY: ",".join(self.key)}
 
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         rejects, parts = [], []

@@ -178,6 +178,10 @@ def add(**attributes):
         (change(storage={"table": "silver.s", "partition": ["day(when)"]}), "storage.partition", "no field when"),
         (change(storage={"table": "silver.s", "partition": ["buyer"]}), "storage.partition", "personal data"),
         (change(storage={"table": "silver.s", "partition": ["bucket(4, buyer)"]}), "storage.partition", "personal"),
+        (change(storage={"table": "silver.s", "sort": ["when"]}), "storage.sort", "no field when"),
+        (change(storage={"table": "silver.s", "sort": ["net"]}), "storage.sort", "which is double"),
+        (change(storage={"table": "silver.s", "sort": ["id", "id"]}), "storage.sort", "twice"),
+        (change(storage={"table": "silver.s", "sort": "id"}), "storage.sort", "list of texts"),
         (change(storage={"partition": ["day(at)"]}), "storage.table", "missing"),
         (change(storage={"table": "silver.s"}, derived_from=[]), "storage.table", "derived_from"),
         (change(storage={"mode": "upsert"}, derived_from=[]), "storage.mode", "lands in its bronze table"),
@@ -220,9 +224,10 @@ def test_each_mistake_is_named_with_its_place(content, edit, at, said):
 
 
 def test_a_source_says_how_its_bronze_table_is_partitioned(content):
-    folder = content(good() | {"storage": {"partition": ["day(at)"]}, "derived_from": []})
+    folder = content(good() | {"storage": {"partition": ["day(at)"], "sort": ["id", "at"]}, "derived_from": []})
     assert problems(folder) == []
     assert load_contracts([folder]).by_name["Sale"].storage.partition == (PartitionField("at", "day"),)
+    assert load_contracts([folder]).by_name["Sale"].storage.sort == ("id", "at")
 
 
 def test_all_mistakes_are_reported_at_once(content):

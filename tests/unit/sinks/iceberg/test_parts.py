@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyiceberg.table import Transaction
+from pyiceberg.table.update import update_table_metadata
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from headrace.errors import ConfigError, FencedError, TerminalError
@@ -175,6 +176,7 @@ def test_the_installed_pyiceberg_is_the_one_this_was_written_for():
         "metadata",
         "_updates",
     )
+    assert {"_apply_table_update", "_TableMetadataUpdateContext"} <= set(update_table_metadata.__code__.co_names)
     for name in ("_existing_manifests", "_manifests", "_summary", "_commit", "new_manifest_writer", "commit"):
         assert callable(getattr(_MergeAppendFiles, name))
     assert "_snapshot_producers" in Transaction.commit_transaction.__code__.co_names

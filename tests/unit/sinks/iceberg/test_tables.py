@@ -12,10 +12,13 @@ import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
 from headrace.errors import FencedError, IdentityError, OffsetGapError, TerminalError, UnavailableError
+from headrace.lake import open_duckdb
 from schemas.contracts import BUILTIN, Contract, load_contract
 from sinks.iceberg.append import AppendTable, DerivedTable
-from sinks.iceberg.compact import expire
+from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
 from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.keyed import read_columns
+from sinks.iceberg.parquet import MOST_PARTITIONS
 from sinks.iceberg.sweep import Sweeper, orphans
 from sinks.iceberg.upsert import UpsertTable
 from tests.unit.sinks.iceberg.support import (
@@ -26,6 +29,7 @@ from tests.unit.sinks.iceberg.support import (
     duckdb_rows,
     envelope_schema,
     faults,
+    lake,
     land,
     rows_of,
     slice_of,
@@ -42,7 +46,7 @@ def opened(table, partitions: int = 1, **known):
     return table
 
 
-def partitioned_things(folder: Path) -> Contract:
+def partitioned_things(folder: Path, **storage: object) -> Contract:
     path = folder / "thing.avsc"
     path.write_text(
         json.dumps(
@@ -52,7 +56,7 @@ def partitioned_things(folder: Path) -> Contract:
                 "owner": "somebody",
                 "topic": TOPIC,
                 "key": ["id"],
-                "storage": {"table": "silver.things", "mode": "current", "partition": ["bucket(3, id)"]},
+                "storage": {"table": "silver.things", "mode": "current", "partition": ["bucket(3, id)"], **storage},
                 "fields": [{"name": "id", "type": "long"}, {"name": "name", "type": "string", "pii": "name"}],
             }
         )
@@ -215,9 +219,9 @@ def test_a_composite_key_with_text(catalog):
     assert rows_of(again, "a", "b", "v") == [(1, "x", 1), (1, "xy", 2), (1, "y", 1)]
 
 
-@pytest.mark.parametrize("partitioned", [False, True])
-def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned):
-    contract = partitioned_things(tmp_path) if partitioned else None
+@pytest.mark.parametrize(("partitioned", "sort"), [(False, []), (True, []), (True, ["name", "id"])])
+def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned, sort):
+    contract = partitioned_things(tmp_path, sort=sort) if partitioned else None
     options = {"contract": contract, "partitioned": partitioned}
     table = opened(CurrentTable(catalog, "silver.things", TOPIC, compact_every=3, **options))
     model: dict[int, tuple[str, int]] = {}
@@ -245,6 +249,57 @@ def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned)
     assert any(s.summary.operation.value == "replace" for s in table.table.snapshots())
     again = opened(CurrentTable(catalog, "silver.things", TOPIC))
     assert len(again.index) == len(table.index) == len(model)
+    for task in tasks:
+        rows = read_columns(table.table.io, task.file, table.table.schema(), sort).to_pylist() if sort else []
+        assert [tuple(r.values()) for r in rows] == sorted(tuple(r.values()) for r in rows)
+        assert task.file.sort_order_id == (table.table.sort_order().order_id if sort else None)
+
+
+def test_rows_scattered_over_many_partitions_share_a_file(catalog, tmp_path):
+    """Files of a commit stay few, and every reader finds every row, by whatever it filters; the index too."""
+    contract = partitioned_things(tmp_path, partition=["id"])
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC, contract=contract, partitioned=True, compact_every=2))
+    many = MOST_PARTITIONS + 40
+    events = [change("c", thing(i % many), i) for i in range(many + 30)]
+    land(table, slice_of(events))
+    tasks = list(table.table.scan().plan_files())
+    assert len(tasks) == MOST_PARTITIONS
+    assert sorted(task.file.record_count for task in tasks)[-1] == 41
+    model = {i: ("x", 0) for i in range(many)}
+    offset = len(events)
+    for round_ in range(1, 4):
+        changed = {i: (f"r{round_}", i) for i in range(0, many, round_ + 2)}
+        land(table, slice_of([change("u", thing(i, *v), 1000 * round_ + i) for i, v in changed.items()], offset))
+        offset += len(changed)
+        model |= changed
+        table.care()
+    expected = sorted(((i, *v) for i, v in model.items()), key=repr)
+    assert rows_of(table, "id", "name", "n") == expected
+    assert duckdb_rows(tmp_path, table, "id", "name", "n") == expected
+    for i in (0, many - 1):
+        assert table.table.scan(f"id == {i}").to_arrow().select(["id", "name"]).to_pylist() == [
+            {"id": i, "name": model[i][0]}
+        ]
+        with open_duckdb(lake(tmp_path)) as connection:
+            sql = f"SELECT name FROM iceberg_scan('{table.table.metadata_location}') WHERE id = {i}"
+            assert connection.execute(sql).fetchall() == [(model[i][0],)]
+    again = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    assert len(again.index) == len(table.index) == many
+
+
+def test_metadata_does_not_grow_with_commits(bronze):
+    """After 300 commits: few snapshots, few manifests, few files, and metadata of the size it had after 100."""
+    size = {}
+    for commit in range(300):
+        land(bronze, slice_of([None], commit))
+        bronze.care()
+        size[commit] = Path(bronze.table.metadata_location.removeprefix("file://")).stat().st_size
+    snapshots = bronze.table.metadata.snapshots
+    assert len(snapshots) <= KEEP_SNAPSHOTS + EXPIRE_EVERY
+    assert len(bronze.table.current_snapshot().manifests(bronze.table.io)) <= 40
+    assert len(list(bronze.table.scan().plan_files())) <= 60
+    assert max(size[i] for i in range(200, 300)) <= 1.1 * max(size[i] for i in range(100, 200))
+    assert len(rows_of(bronze, "_offset")) == 300
 
 
 def test_upserts_keep_the_highest_revision(catalog):

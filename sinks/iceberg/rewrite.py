@@ -1,0 +1,112 @@
+"""Live rows of some files into one file, a row group in memory at a time.
+
+A file of 64 MB holds a gigabyte of columns: what is rewritten is read and written in steps, so that compaction needs no
+more memory than a commit does. Rows keep the partition, and the partition spec, of the files they come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyiceberg.io import FileIO
+from pyiceberg.io.pyarrow import _to_requested_schema, pyarrow_to_schema
+from pyiceberg.manifest import DataFile
+from pyiceberg.schema import prune_columns
+from pyiceberg.table import FileScanTask, Table
+
+from sinks.iceberg.encodings import ROW_GROUP
+from sinks.iceberg.parquet import FileWriter
+from sinks.iceberg.shape import arrow_schema, fit_rows
+
+Int64 = npt.NDArray[np.int64]
+
+STEP = ROW_GROUP // 2
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A new file, and the columns that were asked for of its rows, in their order."""
+
+    file: DataFile
+    kept: pa.Table
+
+
+def rewrite(table: Table, tasks: Sequence[FileScanTask], keep: Sequence[str] = ()) -> Rewritten | None:
+    """The live rows of `tasks`, files of one partition, in one file; None when no row lives. Raises `OSError`.
+
+    A table with a sort order has all of these rows in memory for a while: they are sorted anew.
+    """
+    writer = replace(FileWriter.of(table, table.schema()), spec=table.specs()[tasks[0].file.spec_id])
+    pieces = _row_groups(table, tasks)
+    if writer.order.fields:
+        return _sorted(writer, list(pieces), keep)
+    first = next(pieces, None)
+    if first is None:
+        return None
+    kept = []
+    with writer.open(first) as out:
+        for rows in chain([first], pieces):
+            out.write(rows)
+            kept.append(rows.select(keep))
+    return Rewritten(out.file, pa.concat_tables(kept))
+
+
+def _sorted(writer: FileWriter, pieces: list[pa.Table], keep: Sequence[str]) -> Rewritten | None:
+    if not pieces:
+        return None
+    rows = pa.concat_tables(pieces)
+    (written,) = writer.write(rows)
+    return Rewritten(written.file, rows.select(keep).take(written.rows))
+
+
+def live_rows(table: Table, task: FileScanTask) -> Iterator[pa.Table]:
+    """The rows of a file that are not deleted, in the table's present schema, some at a time."""
+    schema = table.schema()
+    arrow = arrow_schema(schema)
+    dead = np.unique(deleted_positions(table.io, task))
+    with table.io.new_input(task.file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
+        have = prune_columns(pyarrow_to_schema(parquet.schema_arrow), schema.field_ids, select_full_types=False)
+        position = 0
+        for batch in parquet.iter_batches(STEP, columns=[field.name for field in have.fields]):
+            start, end = np.searchsorted(dead, [position, position + batch.num_rows])
+            alive = np.ones(batch.num_rows, np.bool_)
+            alive[dead[start:end] - position] = False
+            position += batch.num_rows
+            if start < end:
+                batch = batch.filter(pa.array(alive))
+            if batch.num_rows:
+                yield fit_rows(_to_requested_schema(schema, have, batch, allow_timestamp_tz_mismatch=True), arrow)
+
+
+def _row_groups(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:
+    """Live rows of all tasks in pieces of about a row group."""
+    waiting: list[pa.Table] = []
+    count = 0
+    for task in tasks:
+        for rows in live_rows(table, task):
+            waiting.append(rows)
+            count += len(rows)
+            if count >= ROW_GROUP:
+                yield pa.concat_tables(waiting)
+                waiting, count = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def deleted_positions(io: FileIO, task: FileScanTask) -> Int64:
+    """Positions of the task's file that its delete files remove, not in order, maybe repeated."""
+    found = [np.empty(0, np.int64)]
+    for file in task.delete_files:
+        with io.new_input(file.file_path).open() as stream:
+            rows = pq.read_table(stream)
+        mine = pc.equal(rows.column("file_path"), task.file.file_path)
+        found.append(rows.filter(mine).column("pos").to_numpy())
+    positions: Int64 = np.concatenate(found)
+    return positions
