@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.data import ENVELOPE, KEY, READING, changes, envelope_batch, readings
+from benchmarks.data import changes, order_events, readings
+from benchmarks.shapes import ORDER, READING, envelope, key
 from headrace.config import LakeSettings
 from schemas.codec import Encoder
 from sinks.iceberg import catalog, commit, owned, parquet
@@ -68,13 +69,13 @@ def stream(kind: str, rows: int, chunk: int = CHUNK) -> Iterator[Slice]:
     """Slices as the reader makes them of one partition."""
     if kind == "readings":
         encoder = Encoder(READING, 1)
-        for i, batch in enumerate(readings(rows, 0, chunk)):
+        for i, batch in enumerate(readings(rows, 0, 1, chunk)):
             yield slice_of(batch, pa.nulls(batch.num_rows, pa.binary()), encoder.encode(batch), i * chunk)
         return
-    encoder, key = Encoder(ENVELOPE, 1), Encoder(KEY, 2)
+    encoder, key_encoder = Encoder(envelope("orders", ORDER), 1), Encoder(key("orders", "long"), 2)
     for i, parts in enumerate(changes(rows, 0, 1, chunk)):
-        keys = key.encode(pa.RecordBatch.from_pydict({"id": parts["ids"]}))
-        batch = envelope_batch(parts)
+        keys = key_encoder.encode(pa.RecordBatch.from_pydict({"id": parts["ids"]}))
+        batch = order_events(parts)
         yield slice_of(batch, keys, encoder.encode(batch), i * chunk)
 
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from uuid import uuid4
 
 from confluent_kafka import (
-    OFFSET_INVALID,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -83,14 +81,16 @@ class KafkaReader:
         return "compact" in answer["cleanup.policy"].value
 
     def committed(self, group: str, topic: str, partitions: int) -> dict[int, int]:
-        """Offsets that a consumer group has committed; partitions without one are left out."""
-        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, p) for p in range(partitions)])
-        answer = self._admin.list_consumer_group_offsets([asked])[group].result(TIMEOUT)
-        return {
-            tp.partition: tp.offset
-            for tp in answer.topic_partitions or []
-            if tp.offset not in (OFFSET_INVALID, None) and tp.offset >= 0
-        }
+        """Offsets that a consumer group has committed; partitions without one are left out.
+
+        Asked as a consumer that never joins: librdkafka's admin client dies where a coordinator is still loading.
+        """
+        asker = Consumer({**self._options, "group.id": group, "enable.auto.commit": False})
+        try:
+            answer = asker.committed([TopicPartition(topic, p) for p in range(partitions)], timeout=TIMEOUT)
+        finally:
+            asker.close()
+        return {tp.partition: tp.offset for tp in answer if tp.offset >= 0}
 
     def read(self, topic: str, partition: int, start: int, end: int) -> Iterator[Record]:
         """Records of [start, end) in offset order; gaps of compaction and of aborted transactions are not records.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic, OffsetSpec, TopicMetadata
 
 from headrace.config import KafkaSettings
@@ -25,12 +25,9 @@ from headrace.kafka.errors import SecurityError, from_client, refusal_of_conflue
 
 TIMEOUT_SECONDS = 30.0
 REFUSAL_SECONDS = 1.0
-# How long what passes by itself within moments of a topic's or a group's making is waited for.
+# How long what passes by itself within moments of a topic's making is waited for.
 SETTLING_SECONDS = 5.0
-_SETTLING = {
-    *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART"),
-    *("NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE", "COORDINATOR_LOAD_IN_PROGRESS"),
-}
+_SETTLING = {"NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "UNKNOWN_TOPIC_OR_PART"}
 
 # (topic, partition)
 Partition = tuple[str, int]
@@ -76,7 +73,7 @@ def _errors(kafka: KafkaSettings, where: str) -> Iterator[None]:
 
 
 def _settled(future: Any, again: Callable[[], Any]) -> Any:
-    """The result of a request, or of the same request made again while a leader or a coordinator is not there yet."""
+    """The result of a request, or of the same request made again while a leader is not there yet."""
     deadline = time.monotonic() + SETTLING_SECONDS
     while True:
         try:
@@ -210,14 +207,3 @@ def _offsets(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Par
 
 def _one_offset(client: AdminClient, place: TopicPartition, spec: Any) -> Any:
     return client.list_offsets({place: spec})[place]
-
-
-def committed_offsets(kafka: KafkaSettings, group: str) -> dict[Partition, int]:
-    """Offsets that a consumer group has committed; empty for a group that does not exist."""
-
-    def ask() -> Any:
-        return _client(kafka).list_consumer_group_offsets([ConsumerGroupTopicPartitions(group)])[group]
-
-    with _errors(kafka, f"group {group}"):
-        found = _settled(ask(), ask).topic_partitions
-    return {(tp.topic, tp.partition): tp.offset for tp in found if tp.offset >= 0}
