@@ -275,3 +275,11 @@ def last_of_each(keys: Keys) -> Mask:
     keep: Mask = np.empty(len(keys), np.bool_)
     _mark_last(slots, index._where, keep)
     return keep
+
+
+def warm() -> None:
+    """Compile what is compiled at its first use, or read it from numba's cache."""
+    keys = hash_keys([pa.array(["a", "b"]), pa.array([1, 2])])
+    index = KeyIndex()
+    index.put(keys.take(last_of_each(keys)), np.arange(2))
+    index.locations(keys)

@@ -315,7 +315,10 @@ def check(
     alive = np.ones(len(batch), np.bool_)
     applies = alive if where is None else where.to_numpy(zero_copy_only=False)
     for rule in rules:
-        ok = rule.mask(rows, received).to_numpy(zero_copy_only=False) | ~applies
+        kept = rule.mask(rows, received)
+        if kept.true_count == len(kept):
+            continue
+        ok = kept.to_numpy(zero_copy_only=False) | ~applies
         broken = alive & ~ok
         if broken.any():
             seen = rule.value(rows.filter(pa.array(broken)))

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.compile import MODULES
+
+ROOT = Path(__file__).parents[3]
+
 
 def headrace(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environ = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
@@ -56,3 +60,22 @@ def test_each_command_explains_itself(tmp_path: Path, command: str) -> None:
     done = headrace(tmp_path, command, "--help")
     assert done.returncode == 0
     assert "Usage" in done.stdout
+
+
+def test_kernels_are_compiled_in_sight_and_once(tmp_path: Path) -> None:
+    done = headrace(tmp_path, "compile")
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("compiling kernels: 1 of ")
+    assert lines[-1].startswith("kernels are ready")
+
+
+def test_every_kernel_is_compiled_ahead() -> None:
+    folders = ("headrace", "schemas", "streams", "sinks", "connectors")
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    with_kernels = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in found
+        if any(line.startswith(("@kernel(", "@njit(")) for line in path.read_text().splitlines())
+    }
+    assert with_kernels == set(MODULES)

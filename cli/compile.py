@@ -1,0 +1,35 @@
+"""`headrace compile`: the kernels, compiled once a machine, before the first process needs them."""
+
+from __future__ import annotations
+
+import time
+from importlib import import_module
+
+from cli.output import say
+
+# In the order in which they use each other.
+MODULES = (
+    "headrace.native",
+    "headrace.kafka.parse",
+    "headrace.kafka.encode",
+    "headrace.keyindex",
+    "schemas.codec.scalars",
+    "schemas.codec.decode_kernel",
+    "schemas.codec.encode_kernel",
+    "streams.steps.window",
+)
+
+
+def compile_kernels() -> None:
+    """Compile the kernels that read and write columns, and keep them for later starts.
+
+    `make install` does it. Where it was not done the first process compiles them itself: half a minute until it is
+    ready. Done again only when the code, numba or the processor has changed.
+    """
+    started = time.monotonic()
+    for number, module in enumerate(MODULES, 1):
+        say(f"compiling kernels: {number} of {len(MODULES)}, {module}")
+        import_module(module)
+    import_module("headrace.keyindex").warm()
+    import_module("schemas.codec").warm()
+    say(f"kernels are ready, {time.monotonic() - started:.0f} s")
