@@ -19,7 +19,7 @@ from typing import Any
 
 import fastavro
 import httpx
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from headrace.config import Settings
 from headrace.kafka.admin import TopicSpec, ensure_topics
@@ -147,6 +147,19 @@ def framed(schema_id: int, schema: Any, value: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
+def _end(consumer: Consumer, place: TopicPartition) -> int:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            end: int = consumer.get_watermark_offsets(place, 30)[1]
+            return end
+        except KafkaException as e:
+            # A partition that was made a moment ago.
+            if e.args[0].name() != "NOT_LEADER_FOR_PARTITION" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 class Oracle:
     """Reads and writes topics with confluent-kafka, fastavro and the registry's HTTP API."""
 
@@ -194,7 +207,7 @@ class Oracle:
         consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": uuid.uuid4().hex})
         try:
             parts = consumer.list_topics(topic, 30).topics[topic].partitions
-            return [consumer.get_watermark_offsets(TopicPartition(topic, p), 30)[1] for p in sorted(parts)]
+            return [_end(consumer, TopicPartition(topic, p)) for p in sorted(parts)]
         finally:
             consumer.close()
 
