@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(BIN)/headrace compile
+	@$(BIN)/python -P -m cli.compile
 	@touch $@
 
 demo: install  ## start everything and stream; DETACH=1 returns when the first KPI is live

@@ -1,4 +1,7 @@
-"""`headrace compile`: the kernels, compiled once a machine, before the first process needs them."""
+"""`python -m cli.compile`: the kernels, compiled once a machine, before the first process needs them.
+
+Not a command of `headrace`, whose own imports would compile them before it could say so.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +36,7 @@ def compile_kernels() -> None:
     import_module("headrace.keyindex").warm()
     import_module("schemas.codec").warm()
     say(f"kernels are ready, {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    compile_kernels()

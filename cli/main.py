@@ -7,7 +7,6 @@ import sys
 
 import typer
 
-from cli import compile as compile_
 from cli import config, connect, contract, demo, kpi, quarantine, run, sql, stack, sync, table, verify
 from cli.output import say
 from headrace.errors import HeadraceError
@@ -29,7 +28,6 @@ app.add_typer(table.app, name="table")
 app.add_typer(demo.app, name="demo")
 app.command("run")(run.run)
 app.command("sql")(sql.sql)
-app.command("compile")(compile_.compile_kernels)
 app.command("verify")(verify.verify)
 for command in (stack.up, stack.status, stack.logs, stack.down):
     app.command()(command)
