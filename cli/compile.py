@@ -26,8 +26,8 @@ MODULES = (
 def compile_kernels() -> None:
     """Compile the kernels that read and write columns, and keep them for later starts.
 
-    `make install` does it. Where it was not done the first process compiles them itself: half a minute until it is
-    ready. Done again only when the code, numba or the processor has changed.
+    `make install` does it. Where it was not done the first process compiles them itself, some ten seconds in which it
+    is not ready. Done again only when the code, numba or the processor has changed.
     """
     started = time.monotonic()
     for number, module in enumerate(MODULES, 1):

@@ -1,4 +1,4 @@
-"""Fetch responses received once: from the socket into one buffer each, and from there into columns without a copy.
+"""Fetch responses received once: from the socket into one buffer each, which is what columns are made from.
 
 The client's own connection copies each response four times before it is records. Only its bytes are received otherwise
 here: security, requests, versions, timeouts and errors stay the client's. It has no seam for that, so these private
