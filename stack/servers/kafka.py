@@ -80,13 +80,22 @@ def class_path(place: Place) -> list[str]:
     return ["-cp", os.pathsep.join(map(str, jars.paths("kafka", place.cache)))]
 
 
+def random_id() -> str:
+    """An id of a cluster or a directory in Kafka's form, never with a dash first: its tools would take that for an
+    option, as Kafka's own `Uuid.randomUuid` knows."""
+    while True:
+        made = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not made.startswith("-"):
+            return made
+
+
 def prepare(place: Place) -> None:
     folder = place.data("kafka")
     (folder / "log4j2.properties").write_text(LOGGING)
     (folder / "server.properties").write_text(properties(place))
     if (folder / "log" / "meta.properties").exists():
         return
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    cluster = random_id()
     tool = [*place.java("kafka", "128m", *java_options(place)), *class_path(place), "kafka.tools.StorageTool"]
     command = [*tool, "format", "-t", cluster, "-c", str(folder / "server.properties")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

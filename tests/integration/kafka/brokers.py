@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from stack import jars, probes
-from stack.servers.kafka import LOGGING, class_path
+from stack.servers.kafka import LOGGING, class_path, random_id
 from stack.spec import Place
 from stack.supervisor import die_with_parent
 from stack.testing import scattered_ports
@@ -70,7 +68,7 @@ class Brokers:
     def prepare(self) -> None:
         """Write the nodes' files and format their storage."""
         jars.fetch_sets(["kafka"], self._place.cache)
-        cluster = _uuid()
+        cluster = random_id()
         for node in self.nodes:
             folder = self._folder(node)
             (folder / "log4j2.properties").write_text(LOGGING)
@@ -90,7 +88,7 @@ class Brokers:
             shutil.copytree(first / "log", self._folder(node) / "log")
             identity = self._folder(node) / "log" / "meta.properties"
             text = re.sub(r"(?m)^node\.id=1$", f"node.id={node}", identity.read_text())
-            identity.write_text(re.sub(r"(?m)^directory\.id=.*$", f"directory.id={_uuid()}", text))
+            identity.write_text(re.sub(r"(?m)^directory\.id=.*$", f"directory.id={random_id()}", text))
 
     def start(self, *nodes: int) -> None:
         """Start nodes, which do not answer yet. They end with the thread that calls this."""
@@ -164,10 +162,6 @@ class Brokers:
             **self._config,
         }
         return "".join(f"{key}={value}\n" for key, value in settings.items())
-
-
-def _uuid() -> str:
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import socket
+import uuid
 from collections import namedtuple
 from pathlib import Path
 
@@ -161,3 +162,9 @@ def test_the_lock_says_who_supervises(tmp_path: Path) -> None:
     assert supervisor_pid(tmp_path) is not None
     held.close()
     assert supervisor_pid(tmp_path) is None
+
+
+def test_an_id_is_never_taken_for_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = iter([uuid.UUID(bytes=b"\xf8" + bytes(15)), uuid.UUID(bytes=bytes(16))])
+    monkeypatch.setattr(uuid, "uuid4", lambda: next(made))
+    assert kafka.random_id() == "A" * 22
