@@ -38,7 +38,7 @@ class ReadLimits:
     """
 
     max_chunk_rows: int = 131_072
-    max_chunk_bytes: int = 32 << 20
+    max_chunk_bytes: int = 16 << 20
     max_decompressed_bytes: int = 64 << 20
     max_poll_bytes: int = 64 << 20
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from schemas.avro import Schema
 from schemas.codec import ops
 from schemas.codec.decode_kernel import decode, gather
-from schemas.codec.program import Column, Program, compile_schema
+from schemas.codec.program import Column, Program, Slot, compile_schema
 from schemas.codec.reasons import TEXTS, reason
 
 Int64s = npt.NDArray[np.int64]
@@ -86,14 +86,15 @@ class _Run:
         self.bad = np.empty((len(messages), 3), np.int64)
         self.levels = np.zeros((len(program.levels), ops.LEVEL_BYTES // 8), np.int64)
         self.levels[:, ops.MINIMUM // 8] = [level.minimum for level in program.levels]
-        self.blocks = [np.empty(0, np.uint8) for _ in range(1 + len(program.levels))]
+        # Two blocks a level: the one that columns are, and the one that goes with this run.
+        self.blocks = [np.empty(0, np.uint8) for _ in range(2 + 2 * len(program.levels))]
         self.starts = np.zeros(len(program.slots), np.int64)
         self.slots_of = [
-            np.array([i for i, slot in enumerate(program.slots) if slot.level == level], np.int64)
-            for level in range(len(self.blocks))
+            np.array([i for i, slot in enumerate(program.slots) if _block_of(slot) == block], np.int64)
+            for block in range(len(self.blocks))
         ]
         self.reserve(0, len(messages))
-        for level in range(1, len(self.blocks)):
+        for level in range(1, 1 + len(program.levels)):
             self.reserve(level, len(messages) + 64)
 
     def size_of(self, slot: int, rows: int) -> int:
@@ -102,10 +103,15 @@ class _Run:
 
     def reserve(self, level: int, rows: int) -> None:
         """Give a level room for `rows`, keeping what it holds."""
-        slots = self.slots_of[level].tolist()
+        for block in (2 * level, 2 * level + 1):
+            self.enlarge(block, rows, int(self.levels[level - 1, ops.CURSOR // 8]) if level else 0)
+        if level:
+            self.levels[level - 1, ops.CAPACITY // 8] = rows
+
+    def enlarge(self, number: int, rows: int, held: int) -> None:
+        slots = self.slots_of[number].tolist()
         sizes = [-(-self.size_of(slot, rows) // _ALIGNMENT) * _ALIGNMENT for slot in slots]
-        old, block = self.blocks[level], np.empty(sum(sizes), np.uint8)
-        held = int(self.levels[level - 1, ops.CURSOR // 8]) if level and old.size else 0
+        old, block = self.blocks[number], np.empty(sum(sizes), np.uint8)
         start = 0
         for slot, size in zip(slots, sizes, strict=True):
             if old.size:
@@ -115,9 +121,7 @@ class _Run:
                 block[start : start + 4] = 0
             self.starts[slot] = start
             start += size
-        self.blocks[level] = block
-        if level:
-            self.levels[level - 1, ops.CAPACITY // 8] = rows
+        self.blocks[number] = block
 
     def decode(self, skip: int) -> None:
         state = np.zeros(4, np.int64)
@@ -149,7 +153,7 @@ class _Run:
         """Twice the items that were wanted, or a message refused that wants more than is reasonable."""
         wanted = int(state[ops.WANTED // 8])
         held = int(self.levels[level - 1, ops.CURSOR // 8])
-        width = sum(self.program.slots[slot].width for slot in self.slots_of[level].tolist())
+        width = sum(slot.width for slot in self.program.slots if slot.level == level)
         if (wanted - held) * width > MAX_LEVEL_BYTES:
             position, n_bad = int(state[ops.NEXT_MESSAGE // 8]), int(state[ops.BAD // 8])
             operation = next(
@@ -166,7 +170,7 @@ class _Run:
 
     def view(self, slot: int, n: int) -> npt.NDArray[np.uint8]:
         start = int(self.starts[slot])
-        block: npt.NDArray[np.uint8] = self.blocks[self.program.slots[slot].level]
+        block: npt.NDArray[np.uint8] = self.blocks[_block_of(self.program.slots[slot])]
         return block[start : start + self.size_of(slot, n)]
 
     def bits(self, slot: int, n: int) -> pa.Buffer:
@@ -205,6 +209,10 @@ class _Run:
             return pa.Array.from_buffers(column.type, n, [validity], children=children)
         values = self.bits(column.values, n) if kind == "boolean" else pa.py_buffer(self.view(column.values, n))
         return pa.Array.from_buffers(column.type, n, [validity, values])
+
+
+def _block_of(slot: Slot) -> int:
+    return 2 * slot.level + slot.passing
 
 
 def null_indexes(values: pa.BinaryArray) -> Int64s:

@@ -23,11 +23,15 @@ _NONE = -1
 
 @dataclass(frozen=True)
 class Slot:
-    """Room of `width` bytes for each row of a level. Offsets have one more than there are rows."""
+    """Room of `width` bytes for each row of a level. Offsets have one more than there are rows.
+
+    `passing`: columns are made from it, and are not it.
+    """
 
     width: int
     level: int
     offsets: bool = False
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,8 @@ class _Compiler:
             keep_alive=tuple(symbols for _, symbols in self.symbol_tables),
         )
 
-    def _slot(self, width: int, level: int, *, offsets: bool = False) -> int:
-        self.slots.append(Slot(width, level, offsets))
+    def _slot(self, width: int, level: int, *, offsets: bool = False, passing: bool = False) -> int:
+        self.slots.append(Slot(width, level, offsets, passing))
         return len(self.slots) - 1
 
     def _emit(self, node: Node, code: int, column: int = _NONE, second: int = _NONE, **words: int) -> int:
@@ -140,7 +144,7 @@ class _Compiler:
             return self._union(name, node, level)
         if inner is None:
             return self._value(name, node, level, nullable(node))
-        validity = self._slot(1, level)
+        validity = self._slot(1, level, passing=True)
         option = self._emit(node, ops.OPTION, validity, argument=node.null_index)
         column = self._value(name, inner, level, True, validity)
         self._jump_here(option)
@@ -177,7 +181,7 @@ class _Compiler:
                 self._emit(node, ops.SCALED, values, argument=means.factor, **bounds)
             return _with(column, values=values)
         if node.kind in ("string", "bytes", "enum"):
-            offsets, sources = self._slot(4, level, offsets=True), self._slot(8, level)
+            offsets, sources = self._slot(4, level, offsets=True), self._slot(8, level, passing=True)
             code = {"string": ops.STRING, "bytes": ops.BYTES, "enum": ops.ENUM}[node.kind]
             operation = self._emit(node, code, offsets, sources, argument=len(node.symbols))
             if node.kind == "enum":
@@ -190,7 +194,7 @@ class _Compiler:
             "double": (ops.DOUBLE, 8),
             "fixed": (ops.FIXED, node.size),
         }[node.kind]
-        values = self._slot(width, level)
+        values = self._slot(width, level, passing=node.kind == "boolean")
         self._emit(node, code, values, argument=node.size)
         return _with(column, values=values)
 
@@ -224,13 +228,13 @@ class _Compiler:
 
     def _union(self, name: str, node: Node, level: int) -> Column:
         null_index = node.null_index
-        validity = self._slot(1, level) if null_index >= 0 else _NONE
-        choice = self._slot(4, level)
+        validity = self._slot(1, level, passing=True) if null_index >= 0 else _NONE
+        choice = self._slot(4, level, passing=True)
         union = self._emit(node, ops.UNION, validity, choice, argument=len(node.branches), low=null_index)
         children = []
         for index, (branch_name, branch) in enumerate(zip(branch_names(node), node.branches, strict=True)):
             if branch_name:
-                present = self._slot(1, level)
+                present = self._slot(1, level, passing=True)
                 operation = self._emit(branch, ops.BRANCH, present, choice, argument=index)
                 child = self._value(branch_name, branch, level, True, present)
                 children.append(_with(child, branch=index))

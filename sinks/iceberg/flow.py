@@ -29,6 +29,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 # A table is committed before its freshness target by this share of it, which is left for the commit itself.
 EARLY = 0.2
 MAX_COMMIT_BYTES = 64 << 20
+# Decoded records of one topic: one commit under way and the next one filling.
+MAX_DECODED_BYTES = 2 * MAX_COMMIT_BYTES
 
 log = get_logger("sink")
 
@@ -52,6 +54,7 @@ class TableFlow:
     waiting: list[Slice] = field(default_factory=list)
     rows: int = 0
     nbytes: int = 0
+    due_bytes: int = MAX_COMMIT_BYTES
     since: float | None = None
     trouble: str | None = None
 
@@ -77,7 +80,7 @@ class TableFlow:
         """Seconds until a commit is due, 0 for now; None when nothing waits."""
         if self.since is None:
             return None
-        if self.rows >= self.max_rows or self.nbytes >= MAX_COMMIT_BYTES:
+        if self.rows >= self.max_rows or self.nbytes >= self.due_bytes:
             return 0.0
         return max(0.0, self.since + self.freshness * (1 - EARLY) - time.monotonic())
 
@@ -116,6 +119,8 @@ class TopicFlow:
         self._chunk_bytes = 0
         self._arrived = asyncio.Event()
         self._decoded = asyncio.Event()
+        self._landed = asyncio.Event()
+        self._room = MAX_DECODED_BYTES
         self._tasks: list[asyncio.Task[None]] = []
         self.trouble: str | None = None
 
@@ -159,6 +164,12 @@ class TopicFlow:
         found = [self.trouble, *(flow.trouble for flow in self.tables)]
         return [text for text in found if text]
 
+    def limit(self, nbytes: int) -> None:
+        """Hold no more than about `nbytes` of decoded records; commits come early where that is little."""
+        self._room = min(nbytes, MAX_DECODED_BYTES)
+        for flow in self.tables:
+            flow.due_bytes = self._room // 2
+
     def feed(self, chunk: Chunk) -> None:
         """Take the next chunk of a partition."""
         self._chunks.put_nowait(chunk)
@@ -196,6 +207,7 @@ class TopicFlow:
         try:
             while (chunk := await self._chunks.get()) is not None:
                 start = self._read[chunk.partition]
+                await self._until_room()
                 wait = FIRST_WAIT
                 while True:
                     try:
@@ -214,6 +226,12 @@ class TopicFlow:
             self._decoded.set()
             self._arrived.set()
 
+    async def _until_room(self) -> None:
+        """Columns take several times the memory of the bytes that they are decoded from: those wait, these do not."""
+        while max((flow.nbytes for flow in self.tables), default=0) >= self._room:
+            self._landed.clear()
+            await self._landed.wait()
+
     async def _land_all(self, flow: TableFlow) -> None:
         while True:
             due = flow.due_in()
@@ -221,6 +239,7 @@ class TopicFlow:
                 return
             if due is not None and (due == 0 or self._decoded.is_set()):
                 await self._land(flow, flow.take())
+                await self._care(flow)
                 continue
             self._arrived.clear()
             with suppress(TimeoutError):
@@ -251,9 +270,12 @@ class TopicFlow:
                 wait = await self._rest(wait, error, flow)
         flow.trouble = None
         flow.nbytes -= sum(part.nbytes for part in slices)
+        self._landed.set()
         self._measure(flow, prepared, time.perf_counter() - started)
+
+    async def _care(self, flow: TableFlow) -> None:
         try:
-            await loop.run_in_executor(writer, flow.table.care)
+            await asyncio.get_running_loop().run_in_executor(self._workers.writer, flow.table.care)
         except UnavailableError as e:
             log.warning("maintenance put off", table=flow.table.name, reason=str(e))
 

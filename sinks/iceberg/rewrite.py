@@ -27,7 +27,9 @@ from sinks.iceberg.shape import arrow_schema, fit_rows
 
 Int64 = npt.NDArray[np.int64]
 
-STEP = ROW_GROUP // 2
+# What is in memory at a time: rows that are read, and columns that become one row group.
+STEP = ROW_GROUP // 8
+GROUP_BYTES = 24 << 20
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,17 @@ def live_rows(table: Table, task: FileScanTask) -> Iterator[pa.Table]:
 
 
 def _row_groups(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:
-    """Live rows of all tasks in pieces of about a row group."""
+    """Live rows of all tasks in pieces that are a row group each: of `ROW_GROUP` rows, fewer where rows are wide."""
     waiting: list[pa.Table] = []
-    count = 0
+    count = size = 0
     for task in tasks:
         for rows in live_rows(table, task):
             waiting.append(rows)
             count += len(rows)
-            if count >= ROW_GROUP:
+            size += rows.nbytes
+            if count >= ROW_GROUP or size >= GROUP_BYTES:
                 yield pa.concat_tables(waiting)
-                waiting, count = [], 0
+                waiting, count, size = [], 0, 0
     if waiting:
         yield pa.concat_tables(waiting)
 

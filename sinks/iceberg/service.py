@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from pyiceberg.catalog import Catalog
@@ -48,7 +49,7 @@ REPORT_SECONDS = 1.0
 RETRY_SECONDS = 10.0
 DRAIN_SECONDS = 20.0
 # Memory of records read and not landed yet, of all topics together; beyond it the fullest topics are paused.
-MAX_BUFFERED_BYTES = 192 << 20
+MAX_BUFFERED_BYTES = 96 << 20
 
 log = get_logger("sink")
 
@@ -58,6 +59,8 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
 
     Raises `FencedError` when another sink has taken a table, `ConfigError` for what is wrong from the start.
     """
+    # Arrow's own pool keeps what a commit has freed; what compaction needs would come on top of that.
+    pa.set_memory_pool(pa.system_memory_pool())
     sink = Sink(settings, lifecycle)
     try:
         await sink.run()
@@ -283,6 +286,7 @@ class Sink:
         share = MAX_BUFFERED_BYTES / max(1, len(busy))
         assigned = self._consumer.assignment()
         for flow in self._flows.values():
+            flow.limit(int(share))
             mine = {TopicPartition(flow.topic, p) for p in flow.begin} & assigned
             if flow.nbytes > share and not mine <= self._paused:
                 self._consumer.pause(*mine)

@@ -118,6 +118,21 @@ async def test_everything_is_away_for_a_while(setup: Setup) -> None:
     assert (flow.problems, flow.nbytes, flow.landed(), setup.failures) == ([], 0, {0: 4}, [])
 
 
+async def test_no_more_is_decoded_than_there_is_room_for(setup: Setup) -> None:
+    flow = await setup.flow(freshness=60)
+    flow.limit(2_000)
+    setup.table.away = Away(10**6)
+    for _ in range(100):
+        flow.feed(setup.chunk(*range(10)))
+    await until(lambda: flow.problems)
+    held = flow.tables[0].nbytes
+    assert 2_000 <= held < 4_000
+    setup.table.away = Away()
+    await until(lambda: flow.landed() == {0: 1000} or flow.tables[0].nbytes == 0)
+    await flow.close(5)
+    assert len(setup.rows) == 1000
+
+
 async def test_close_lands_what_waits(setup: Setup) -> None:
     flow = await setup.flow(freshness=60)
     flow.feed(setup.chunk(1, 2))
