@@ -32,6 +32,11 @@ def catalog(run: Run) -> str:
     return f"bench{run.number}"
 
 
+def group(run: Run) -> str:
+    """The consumer group that Connect gives the sink."""
+    return f"connect-bench-{run.number}"
+
+
 def namespace(run: Run) -> str:
     return f"connect{run.number}"
 
