@@ -127,6 +127,8 @@ def duckdb_merge(run: Run, topic: AccountsTopic) -> Measured:
 
 def connect_append(run: Run, topic: AccountsTopic) -> Measured:
     """The sink of Kafka Connect, from the first change on: the log of changes, which readers have to fold."""
+    # It reads to the topic's end.
+    run = replace(run, events=topic.changes)
     connect.prepare()
     _begin_at_changes(run, topic)
     system = connect.APPEND
