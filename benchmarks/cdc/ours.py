@@ -19,7 +19,7 @@ from benchmarks.tree import Tree
 from schemas.names import table_name
 
 # Rounds of a change in each partition, committed one by one, so that compaction gets its turns.
-COMPACTION_ROUNDS = 4
+COMPACTION_ROUNDS = 5
 
 
 @dataclass(frozen=True)

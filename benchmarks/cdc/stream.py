@@ -39,6 +39,8 @@ TRANSACTION, PER_SECOND = 10_000, 20
 # At the limit itself a queue would only grow.
 PACE = 0.8
 LOOK_SECONDS = 0.05
+# How long a connector may take to run, and to let go of its slot.
+SERVER_SECONDS = 180.0
 COUNT = "SELECT count(*) FROM {}"
 
 Int64 = npt.NDArray[np.int64]
@@ -119,7 +121,7 @@ class Pipeline:
         if any(status.name == self.prefix for status in self._connect.statuses()):
             self._connect.remove(self.prefix)
         self._connect.close()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + SERVER_SECONDS
         slots = "SELECT active FROM pg_replication_slots WHERE slot_name = %s"
         while (found := admin.execute(slots, (self.prefix,)).fetchone()) is not None:
             if not found[0]:
@@ -154,7 +156,7 @@ class Pipeline:
         self._file.write_text(json.dumps({"name": self.prefix, "config": config}))
 
     def connect(self) -> None:
-        self._connect.apply(load_connector(self._file))
+        self._connect.apply(load_connector(self._file), timeout=SERVER_SECONDS)
 
     def landed(self) -> int:
         return self.watch.look(self.lake, self.topics)
