@@ -100,13 +100,15 @@ class Stream:
     """A database through Debezium into bronze and current state.
 
     `burst` is changes committed at once, so Debezium's own limit; `paced` goes on at a share of that rate: freshness is
-    from the source's commit until a reader finds the change in the current state, seconds.
+    from the source's commit until a reader finds the change in the current state, seconds; `target` is what the sink
+    was told.
     """
 
     workload: str
     snapshot: Phase = Phase()
     burst: Phase = Phase()
     paced: Phase = Phase()
+    target: float = 0.0
     freshness_p50: float = 0.0
     freshness_p99: float = 0.0
     rows_ok: bool = False

@@ -33,7 +33,6 @@ from sinks.iceberg.progress import stored_offsets
 from stack.state import read_children
 
 SHIPPED = Path(__file__).parents[2] / "connectors" / "debezium" / "shop.json"
-FRESHNESS_SECONDS = 1.0
 # Rows of one transaction of a burst, and transactions a second of a steady stream.
 TRANSACTION, PER_SECOND = 10_000, 20
 # At the limit itself a queue would only grow.
@@ -49,10 +48,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much: `burst` changes at once, then a stream of `seconds`."""
+    """How much: `burst` changes at once, then a stream of `seconds`. `freshness` is the sink's target, seconds."""
 
     burst: int
     seconds: float
+    freshness: float = 1.0
 
 
 @dataclass
@@ -131,11 +131,11 @@ class Pipeline:
             else:
                 time.sleep(0.1)
 
-    def sink(self) -> Tree:
+    def sink(self, freshness: float) -> Tree:
         self._write_connector()
         environment = ours.environment(self.run) | {
             "HEADRACE_SINK__EXCLUDE": "[]",
-            "HEADRACE_SINK__FRESHNESS_SECONDS": str(FRESHNESS_SECONDS),
+            "HEADRACE_SINK__FRESHNESS_SECONDS": str(freshness),
         }
         return Tree(ours.process("sink", lambda _: None)(self.run), environment)
 
@@ -215,7 +215,7 @@ class Pipeline:
 def measure_stream(settings: Settings, home: Path, folder: Path, workload: Workload, plan: Plan, number: int) -> Stream:
     """One workload. Raises `TerminalError` when something does not come."""
     pipe = Pipeline(settings, home, folder, workload, number)
-    with pipe.database() as connection, pipe.sink() as sink:
+    with pipe.database() as connection, pipe.sink(plan.freshness) as sink:
         counts = [connection.execute(sql.SQL(COUNT).format(sql.Identifier(name))) for name in workload.tables]
         records = sum(row[0] for cursor in counts for row in cursor)
         marks = [pipe.mark(sink, 0)]
@@ -239,7 +239,7 @@ def measure_stream(settings: Settings, home: Path, folder: Path, workload: Workl
         delays, equal = pipe.delays(since), pipe.equal(connection)
     snapshot, bursting, paced = (after - before for before, after in pairwise(marks))
     p50, p99 = np.percentile(delays, [50, 99])
-    return Stream(workload.name, snapshot, bursting, paced, float(p50), float(p99), equal)
+    return Stream(workload.name, snapshot, bursting, paced, plan.freshness, float(p50), float(p99), equal)
 
 
 def _paced(pipe: Pipeline, sink: Tree, rate: float, seconds: float) -> int:

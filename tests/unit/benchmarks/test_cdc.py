@@ -24,7 +24,7 @@ OURS = Merge("headrace", 10_000_000, 1_000_000, 10.0, 12.5, 900.0, 40.0, True, 5
 SLOW = Merge("pyiceberg upsert", 10_000_000, 20_000, 60.0, 2500.0, 4000.0, 9000.0, True)
 BROKEN = Merge("DuckDB MERGE into Iceberg", 10_000_000, error="no | store\nat all")
 STREAM = Stream(
-    "pgbench", Phase(100, 1.0, 1.0, 0.1), Phase(200, 1.0, 4.0, 0.5), Phase(100, 2.0, 2.0, 0.4), 0.8, 1.4, True
+    "pgbench", Phase(100, 1.0, 1.0, 0.1), Phase(200, 1.0, 4.0, 0.5), Phase(100, 2.0, 2.0, 0.4), 1.0, 0.8, 1.4, True
 )
 REPORT = Report([OURS, SLOW, BROKEN], [Read("headrace", "before", 0.1, 0.4, 9, 0, 0, 300.0)], [STREAM])
 
@@ -107,7 +107,7 @@ def test_the_page_tells_everything(tmp_path: Path) -> None:
     assert "| 2,500 (200.0x) |" in text
     assert "not measured: no / store at all" in text
     assert "31 MB a million keys" in text
-    assert "| pgbench | paced | 100 | 50 | 20000.0 | 4000.0 | 0.20 | 0.80 | 1.40 | yes |" in text
+    assert "| pgbench | paced | 100 | 50 | 20000.0 | 4000.0 | 0.20 | 1 | 0.80 | 1.40 | yes |" in text
     found = json.loads((tmp_path / "cdc.json").read_text())
     assert found["merges"][0]["changes"] == 1_000_000
     assert found["command"] == "python -m benchmarks.cdc"
