@@ -33,6 +33,7 @@ test: lint  ## everything: style, types, layers, unit, property, integration, en
 
 bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
 	$(BIN)/python -m benchmarks --write
+	$(BIN)/python -m benchmarks.cdc --write
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -120,7 +120,7 @@ def envelope(table: str, row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def key(table: str, kind: str) -> dict[str, Any]:
-    """The schema of their keys: the column `id`, of an Avro type."""
-    fields = [{"name": "id", "type": kind}]
+def key(table: str, kind: str, name: str = "id") -> dict[str, Any]:
+    """The schema of their keys: one column, of an Avro type."""
+    fields = [{"name": name, "type": kind}]
     return {"type": "record", "name": "Key", "namespace": f"bench.public.{table}", "fields": fields}

@@ -99,17 +99,17 @@ class Topics:
         return topic
 
 
-def share(events: int, partition: int) -> int:
+def share(events: int, partition: int, partitions: int = PARTITIONS) -> int:
     """How many of the events a partition gets."""
-    return events // PARTITIONS + (partition < events % PARTITIONS)
+    return events // partitions + (partition < events % partitions)
 
 
-async def send(settings: Settings, topic: str, batches: Batcher) -> None:
+async def send(settings: Settings, topic: str, batches: Batcher, partitions: int = PARTITIONS) -> None:
     """Produce `batches(partition)` of every partition, and wait for the broker to have them."""
     producer = ColumnarProducer(**producer_options(settings.kafka))
     await producer.start()
     try:
-        for partition in range(PARTITIONS):
+        for partition in range(partitions):
             for keys, values in batches(partition):
                 await asyncio.gather(*await producer.send_columns(topic, partition, keys, values))
     finally:

@@ -98,6 +98,10 @@ class Tree:
             if time.perf_counter() - clock > seconds:
                 raise TerminalError(f"not done after {seconds:.0f} s: {self.tail()}", where=self._name)
             time.sleep(POLL_SECONDS)
+        return self.said()
+
+    def said(self) -> str:
+        """All that the process has written."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace")
 

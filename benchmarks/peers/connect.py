@@ -32,6 +32,11 @@ def catalog(run: Run) -> str:
     return f"bench{run.number}"
 
 
+def group(run: Run) -> str:
+    """The consumer group that Connect gives the sink."""
+    return f"connect-bench-{run.number}"
+
+
 def namespace(run: Run) -> str:
     return f"connect{run.number}"
 
@@ -49,6 +54,8 @@ def worker(run: Run) -> str:
         [
             f"bootstrap.servers={run.settings.kafka.bootstrap_servers}",
             f"offset.storage.file.filename={run.folder}/offsets",
+            # A task without new records looks for a commit to take part in this often only: a minute, unless told.
+            f"offset.flush.interval.ms={run.commit_seconds * 1000:.0f}",
             f"plugin.path={run.folder}/plugins",
             "listeners=http://127.0.0.1:0",
             "key.converter=org.apache.kafka.connect.converters.ByteArrayConverter",

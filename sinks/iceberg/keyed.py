@@ -91,7 +91,8 @@ class KeyedTable(OwnedTable):
         with trouble(self.name):
             for task in table.scan().plan_files():
                 self._add_file(task, table)
-        log.info("index built", table=self.name, keys=len(self._index), seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        log.info("index built", table=self.name, keys=len(self._index), bytes=self._index.nbytes, seconds=seconds)
 
     def _add_file(self, task: FileScanTask, table: Table) -> None:
         names = [*self.key, *([self.version] if self.version else [])]
