@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 from headrace.errors import ContractError
 
 UNAVAILABLE = "__debezium_unavailable_value"
-# Debezium's forms of it: text; text of an hstore; the one element of an array of text or uuid (then its name-based
-# UUID); the bytes as the elements of an array of integers or dates.
-_TEXTS = (UNAVAILABLE, f'{{"{UNAVAILABLE}":"{UNAVAILABLE}"}}', "b68a35a7-17ad-35b3-af2a-ae46edb4545a")
+# Debezium's other forms of it: an hstore's text; as the one element of an array of text itself, of uuid its name-based
+# UUID; in an array of integers or dates its bytes as the elements.
+_HSTORE = f'{{"{UNAVAILABLE}":"{UNAVAILABLE}"}}'
+_UUID = "b68a35a7-17ad-35b3-af2a-ae46edb4545a"
 _CODES = np.frombuffer(UNAVAILABLE.encode(), np.uint8)
 
 _SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
@@ -140,23 +141,24 @@ def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
         rows = np.flatnonzero(lengths == (len(_CODES) if numbers else 1))
         if len(rows):
             items = column.take(pa.array(rows)).flatten()
-            mask[rows] = _spelled(items) if numbers else _placeholders(items)
+            mask[rows] = _spelled(items) if numbers else _equal(items, UNAVAILABLE, _HSTORE, _UUID)
     else:
-        mask = _placeholders(column)
+        mask = _equal(column, UNAVAILABLE, _HSTORE)
     return pa.array(mask)
 
 
-def _placeholders(column: pa.Array) -> npt.NDArray[np.bool_]:
+def _equal(column: pa.Array, *forms: str) -> npt.NDArray[np.bool_]:
+    """Which texts or bytes are one of the forms. Lengths are looked at first: hardly any value has theirs."""
     mask: npt.NDArray[np.bool_] = np.zeros(len(column), np.bool_)
     text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if not (text or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         return mask
     lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
-    forms = _TEXTS if text else tuple(form.encode() for form in _TEXTS[:1])
     for form in forms:
         rows = np.flatnonzero(lengths == len(form))
         if len(rows):
-            equal = pc.equal(column.take(pa.array(rows)), pa.scalar(form, column.type))
+            some = column if len(rows) == len(column) else column.take(pa.array(rows))
+            equal = pc.equal(some, pa.scalar(form if text else form.encode(), column.type))
             mask[rows] |= equal.to_numpy(zero_copy_only=False)
     return mask
 

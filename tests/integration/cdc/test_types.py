@@ -137,8 +137,14 @@ async def test_every_type_from_the_database_to_its_table(source: Source, connect
             await asyncio.to_thread(_change, source)
             await _until(lambda: len(source.rows("types")) == 2 * ROWS + 4)
             await _until(lambda: {n: row["n"] for n, row in source.rows("larges").items()} == {1: 2, 2: 3})
+            await _until(lambda: [row["n"] for row in source.rows("readable").values()] == [2])
+        # Without a placeholder the unchanged value would have become NULL.
+        source.execute("UPDATE unreadable SET n = 2")
+        await _until(lambda: client.status(source.name).state == "FAILED")
+        assert "Failed to properly convert data value for 'public.unreadable.l'" in client.status(source.name).reason
     finally:
         client.remove(source.name)
+    assert source.rows("readable")[1]["l"] == [float(n) for n in range(1, 2001)]
     _check_types(source)
     _check_values(source)
     bronze, current = source.verify("types")
@@ -163,6 +169,16 @@ def _prepare(source: Source) -> None:
         f"CREATE TABLE larges (id int PRIMARY KEY, n int, {large})",
         *(f"ALTER TABLE larges ALTER l{i} SET STORAGE EXTERNAL" for i in range(len(LARGE))),
         f"INSERT INTO larges SELECT 1, 1, {', '.join(LARGE.values())} FROM generate_series(1, 2000) i",
+        *(
+            statement
+            for table in ("unreadable", "readable")
+            for statement in (
+                f"CREATE TABLE {table} (id int PRIMARY KEY, n int, l real[])",
+                f"ALTER TABLE {table} ALTER l SET STORAGE EXTERNAL",
+                f"INSERT INTO {table} SELECT 1, 1, array_agg(i::real) FROM generate_series(1, 2000) i",
+            )
+        ),
+        "ALTER TABLE readable REPLICA IDENTITY FULL",
         f"INSERT INTO types (id) VALUES ({NOTHING}), ({FILLED})",
         f"INSERT INTO types {_values(EMPTIED, 0)}",
     )
@@ -178,6 +194,7 @@ def _change(source: Source) -> None:
         f"UPDATE types SET {filled} WHERE id = {FILLED}",
         f"UPDATE types SET {emptied} WHERE id = {EMPTIED}",
         "UPDATE larges SET n = 2",
+        "UPDATE readable SET n = 2",
         f"INSERT INTO larges (id, n, l{list(LARGE).index('integer[]')}) VALUES (2, 3, '{{{{1,2}},{{3,4}}}}')",
         "INSERT INTO types (id) VALUES (999)",
     )
@@ -192,7 +209,7 @@ def _connector(source: Source, folder: Path) -> Connector:
         "database.password": "",
         "database.dbname": source.name,
         "topic.prefix": source.name,
-        "table.include.list": "public.types,public.larges",
+        "table.include.list": "public.types,public.larges,public.unreadable,public.readable",
         "slot.name": source.name,
         "publication.name": source.name,
         "topic.creation.default.partitions": "1",
