@@ -27,6 +27,8 @@ OPTIONS = "-c timezone=UTC -c datestyle=ISO -c intervalstyle=iso_8601 -c lc_mone
 _NATIVE = {"bool", "int2", "int4", "int8", "oid", "float4", "float8", "numeric", "bytea"}
 _GEOMETRIC = {"line", "lseg", "box", "path", "polygon", "circle"}
 _LAST_MILLI = datetime.max.replace(microsecond=999_000)
+# As Debezium writes them with decimal.handling.mode=string.
+_NOT_FINITE = {"NAN": "NaN", "POSITIVE_INFINITY": "Infinity", "NEGATIVE_INFINITY": "-Infinity"}
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|NaN|Infinity)")
 
 
@@ -72,13 +74,16 @@ class Forms:
 
 
 def comparable(value: Any, type_: str) -> Any:
-    """One text for what is written in several ways: keys of an hstore in any order, numbers of a geometry."""
+    """One text for what is written in several ways: keys of an hstore in any order, numbers that are text."""
     if value is None:
         return None
     if isinstance(value, datetime) and value >= _LAST_MILLI:
         return datetime.max  # where years end, a column of milliseconds ends before one of microseconds
     if type_.endswith("[]") and isinstance(value, list):
         return [comparable(item, type_.removesuffix("[]")) for item in value]
+    if type_ in ("numeric", "money") and isinstance(value, str):
+        number = Decimal(_NOT_FINITE.get(value, value))
+        return number_text(number) if number.is_finite() else str(number)
     if type_ == "hstore":
         return json.dumps(json.loads(value), sort_keys=True)
     if type_ in _GEOMETRIC and isinstance(value, bytes):
@@ -96,10 +101,10 @@ def from_postgres(value: Any, type_: str, lake: pa.DataType) -> Any:
         return [_COARSER[type_](part) if part is not None else None for part in found] if type_ in _COARSER else found
     if isinstance(value, float):
         return canonical(single(value) if pa.types.is_float32(lake) else value)
-    if isinstance(value, Decimal):
-        return number_text(value) if value.is_finite() and pa.types.is_string(lake) else canonical(value)
     if isinstance(value, str) and type_ in _FROM_TEXT:
         value = _FROM_TEXT[type_](value)
+    if isinstance(value, Decimal):
+        return number_text(value) if value.is_finite() and pa.types.is_string(lake) else canonical(value)
     if isinstance(value, str) and pa.types.is_boolean(lake):
         return value == "1"
     if isinstance(value, str) and pa.types.is_binary(lake):

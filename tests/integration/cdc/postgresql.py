@@ -260,7 +260,8 @@ update, the extremes, NULL. What a table holds is what a SQL client reads, in th
                    "nulls for numbers, names of Java objects for text; Debezium says nothing",
                    "store it as jsonb; `headrace verify` reports the rows"),
         Exception_("`NaN`, `Infinity` in numeric", "the connector stops and names the column",
-                   "use double precision, or `decimal.handling.mode=string` for all decimals"),
+                   "use double precision; or `decimal.handling.mode=string`, which makes every decimal text (`NAN`, "
+                   "`POSITIVE_INFINITY`) but in arrays"),
         Exception_("a null element in an array of enum, ltree, composite, multirange or tsvector",
                    "the connector stops and names the column", "store it as text[]"),
         Exception_("bit(n)[]", "the connector stops at the first value", "store it as text[]"),

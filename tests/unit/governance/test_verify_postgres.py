@@ -68,3 +68,14 @@ def test_what_is_written_in_several_ways_compares() -> None:
     ):
         assert forms.expected(database) != forms.held(table | {column: other})
     assert comparable(["{}", None], "hstore[]") == ["{}", None]
+
+
+def test_decimals_as_text_compare_by_value() -> None:
+    forms = Forms({"n": "numeric", "m": "money"}, {"n": pa.string(), "m": pa.string()})
+    for number, text in (
+        (Decimal("1.10"), "1.10"),
+        (Decimal("NaN"), "NAN"),
+        (Decimal("-Infinity"), "NEGATIVE_INFINITY"),
+    ):
+        assert forms.expected({"n": number, "m": "$1.10"}) == forms.held({"n": text, "m": "1.10"})
+        assert forms.expected({"n": number, "m": "$1.10"}) != forms.held({"n": "1.2", "m": "1.10"})
