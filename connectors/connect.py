@@ -18,15 +18,29 @@ from urllib.parse import quote
 import httpx
 
 from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
+from schemas.envelope import UNAVAILABLE
 
 WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
 PLACEHOLDER = re.compile(r"\$\{([^:}]+):([^}]*)\}")
 SETTLE_SECONDS = 2.0
+# What Debezium loses by default and need not, by connector class; docs/types.md says what each is for.
+LOSSLESS = {
+    "io.debezium.connector.postgresql.PostgresConnector": {
+        "include.unknown.datatypes": "true",
+        "interval.handling.mode": "string",
+        "event.converting.failure.handling.mode": "fail",
+    }
+}
+LOSSY = {
+    ("decimal.handling.mode", "double"): "rounds decimals",
+    ("time.precision.mode", "connect"): "cuts microseconds off",
+    ("interval.handling.mode", "numeric"): "counts a month as 30.4375 days",
+}
 
 
 @dataclass(frozen=True)
 class Connector:
-    """One connector file: its name and its configuration, placeholders as written."""
+    """One connector file: its name and its configuration, placeholders as written, with what `LOSSLESS` adds to it."""
 
     path: Path
     name: str
@@ -89,7 +103,8 @@ def load_connector(path: Path) -> Connector:
         if not isinstance(value, str | int | float | bool):
             raise ContractError("must be text, a number or true/false", where=f"{path}:{key}")
     text = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in config.items()}
-    connector = Connector(path, str(data.get("name") or path.stem), text)
+    lossless = LOSSLESS.get(text.get("connector.class", ""), {})
+    connector = Connector(path, str(data.get("name") or path.stem), lossless | text)
     _check(connector)
     return connector
 
@@ -111,6 +126,15 @@ def _check(connector: Connector) -> None:
             'must be "true": repeats after a crash are recognised by the order within the transaction',
             where=f"{path}:provide.transaction.metadata",
             hint="a table that repeats changes would count them twice",
+        )
+    for (key, value), loss in LOSSY.items():
+        if debezium and config.get(key) == value:
+            raise ContractError(f"{value!r} {loss}", where=f"{path}:{key}", hint="leave it out, or see docs/types.md")
+    if debezium and config.get("unavailable.value.placeholder", UNAVAILABLE) != UNAVAILABLE:
+        raise ContractError(
+            f"must stay {UNAVAILABLE!r}: it is how unchanged large values are recognised",
+            where=f"{path}:unavailable.value.placeholder",
+            hint="leave it out",
         )
 
 

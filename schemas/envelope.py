@@ -21,6 +21,11 @@ import pyarrow.compute as pc
 from headrace.errors import ContractError
 
 UNAVAILABLE = "__debezium_unavailable_value"
+# Debezium's other forms of it: an hstore's text; as the one element of an array of text itself, of uuid its name-based
+# UUID; in an array of integers or dates its bytes as the elements.
+_HSTORE = f'{{"{UNAVAILABLE}":"{UNAVAILABLE}"}}'
+_UUID = "b68a35a7-17ad-35b3-af2a-ae46edb4545a"
+_CODES = np.frombuffer(UNAVAILABLE.encode(), np.uint8)
 
 _SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
 
@@ -123,12 +128,48 @@ def source_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 
 def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
-    """True where Debezium could not read a value that did not change (TOAST): the current value stays."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return pc.fill_null(pc.equal(column, UNAVAILABLE), False)
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return pc.fill_null(pc.equal(column, pa.scalar(UNAVAILABLE.encode(), column.type)), False)
-    return pa.array(np.zeros(len(column), np.bool_))
+    """True where Debezium could not read a value that did not change (TOAST): the current value stays.
+
+    Debezium has a placeholder for text, bytes, json, hstore, and arrays of text, uuid, bytea, json, int, bigint and
+    date. For other types it sends null, or fails when `event.converting.failure.handling.mode` tells it to.
+    """
+    mask = np.zeros(len(column), np.bool_)
+    kind = column.type
+    if pa.types.is_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
+        numbers = pa.types.is_integer(kind.value_type) or pa.types.is_date32(kind.value_type)
+        rows = np.flatnonzero(lengths == (len(_CODES) if numbers else 1))
+        if len(rows):
+            items = column.take(pa.array(rows)).flatten()
+            mask[rows] = _spelled(items) if numbers else _equal(items, UNAVAILABLE, _HSTORE, _UUID)
+    else:
+        mask = _equal(column, UNAVAILABLE, _HSTORE)
+    return pa.array(mask)
+
+
+def _equal(column: pa.Array, *forms: str) -> npt.NDArray[np.bool_]:
+    """Which texts or bytes are one of the forms. Lengths are looked at first: hardly any value has theirs."""
+    mask: npt.NDArray[np.bool_] = np.zeros(len(column), np.bool_)
+    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if not (text or pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        return mask
+    lengths = pc.fill_null(pc.binary_length(column), -1).to_numpy(zero_copy_only=False)
+    for form in forms:
+        rows = np.flatnonzero(lengths == len(form))
+        if len(rows):
+            some = column if len(rows) == len(column) else column.take(pa.array(rows))
+            equal = pc.equal(some, pa.scalar(form if text else form.encode(), column.type))
+            mask[rows] |= equal.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _spelled(items: pa.Array) -> npt.NDArray[np.bool_]:
+    """Which lists of as many items as the placeholder has bytes consist of these."""
+    if pa.types.is_date32(items.type):
+        items = items.view(pa.int32())
+    numbers = pc.fill_null(items.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    spelled: npt.NDArray[np.bool_] = (numbers.reshape(-1, len(_CODES)) == _CODES).all(axis=1)
+    return spelled
 
 
 def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,7 +1,9 @@
 """What values mean: Avro's logical types and Debezium's semantic types as Arrow types, and back.
 
 All points in time become microseconds, the finest that every reader of the lake knows: milliseconds are scaled,
-nanoseconds floored. Two rules for what does not fit:
+nanoseconds floored. Numbers of more than 38 digits, the most that Iceberg has, and those with a scale of their own
+(Debezium's VariableScaleDecimal) become text: the exact number, as `codec.numbers` writes it. Two rules for what does
+not fit:
 - A logical type out of range (a date beyond the years 1 to 9999, a time beyond the day, a decimal with more digits
   than its precision) makes its row bad.
 - Debezium's dates and timestamps beyond those years saturate at 0001-01-01 and 9999-12-31, its time 24:00:00 at
@@ -26,6 +28,8 @@ UTC_MICROS = pa.timestamp("us", "UTC")
 LOCAL_MICROS = pa.timestamp("us")
 DEFAULT = b"avro.default"
 ALIASES = b"avro.aliases"
+DECIMAL = "org.apache.kafka.connect.data.Decimal"
+VARIABLE = "io.debezium.data.VariableScaleDecimal"
 
 _INT = (-(2**31), 2**31 - 1)
 _LONG = (-(2**63), 2**63 - 1)
@@ -43,6 +47,7 @@ class Form(Enum):
     SCALED = "an int or long within bounds, times a factor"
     ZONED = "ISO 8601 text with an offset"
     DECIMAL = "a big-endian two's complement number"
+    NUMBER = "such a number of any size, as text"
 
 
 class Beyond(IntEnum):
@@ -101,6 +106,7 @@ _CONNECT: dict[tuple[str, str], Meaning] = {
     ("int", "org.apache.kafka.connect.data.Time"): _LOGICAL["int", "time-millis"],
     ("long", "org.apache.kafka.connect.data.Timestamp"): _LOGICAL["long", "timestamp-millis"],
 }
+NUMBER = Meaning(pa.string(), Form.NUMBER)
 _PLAIN: dict[str, Meaning] = {
     "null": Meaning(pa.null()),
     "boolean": Meaning(pa.bool_()),
@@ -117,14 +123,14 @@ _PLAIN: dict[str, Meaning] = {
 def meaning(leaf: Node) -> Meaning:
     """The meaning of a primitive, enum or fixed.
 
-    Types that say nothing known keep their plain Arrow type, as the Avro specification asks; so do decimals of more
-    than 38 digits (bytes) and those whose attributes contradict each other.
+    Types that say nothing known keep their plain Arrow type, as the Avro specification asks; so do decimals whose
+    attributes contradict each other, and a fixed of more than 38 digits.
     """
     logical, connect = leaf.attributes.get("logicalType"), leaf.attributes.get("connect.name")
     known = _CONNECT.get((leaf.kind, str(connect))) or _LOGICAL.get((leaf.kind, str(logical)))
     if known is not None:
         return known
-    if logical == "decimal" or connect == "org.apache.kafka.connect.data.Decimal":
+    if logical == "decimal" or connect == DECIMAL:
         decimal = _decimal(leaf)
         if decimal is not None:
             return decimal
@@ -141,11 +147,28 @@ def _decimal(leaf: Node) -> Meaning | None:
         scale = int(said.get("scale", parameters.get("scale", 0)))
     except (TypeError, ValueError):
         return None
-    if leaf.kind not in ("bytes", "fixed") or not (1 <= precision <= 38 and 0 <= scale <= precision):
+    if said.get("connect.name") == DECIMAL:
+        # PostgreSQL's numeric(2, 4) holds up to 0.0099. Its `money` says no precision; the converter then writes 64.
+        precision = max(precision, scale) if "connect.decimal.precision" in parameters else min(precision or 38, 38)
+    if leaf.kind not in ("bytes", "fixed") or not (precision >= 1 and 0 <= scale <= precision):
         return None
+    if precision > 38:
+        return NUMBER if leaf.kind == "bytes" else None
     if leaf.kind == "fixed" and 10**precision > 2 ** (8 * leaf.size - 1):
         return None
     return Meaning(pa.decimal128(precision, scale), Form.DECIMAL, high=10**precision - 1)
+
+
+def scale_of(leaf: Node) -> int:
+    """The scale that a decimal's schema says."""
+    parameters = leaf.attributes.get("connect.parameters") or {}
+    return int(leaf.attributes.get("scale", parameters.get("scale", 0)))
+
+
+def is_number(node: Node) -> bool:
+    """Whether a record is Debezium's number with a scale of its own: a column of text, not of records."""
+    fields = [(field.name, field.node.kind) for field in node.fields]
+    return node.attributes.get("connect.name") == VARIABLE and fields == [("scale", "int"), ("value", "bytes")]
 
 
 def branch_names(union: Node) -> list[str]:
@@ -166,6 +189,8 @@ def arrow_type(node: Node) -> pa.DataType:
     A union of null and T is T. Any other union is a struct with one nullable field for each branch but null, named
     after the branch's type, of which one is set.
     """
+    if is_number(node):
+        return NUMBER.arrow
     if node.kind == "record":
         return pa.struct([_field(f.name, f.node, f.default, f.aliases) for f in node.fields])
     if node.kind == "array" and node.items is not None:

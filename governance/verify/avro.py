@@ -12,6 +12,17 @@ import httpx
 from headrace.errors import DecodeError, UnavailableError
 
 
+def readable(schema: Any) -> Any:
+    """The schema without decimals that fastavro refuses: PostgreSQL's numeric(2, 4) has more decimals than digits."""
+    if isinstance(schema, list):
+        return [readable(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("logicalType") == "decimal" and not 0 <= schema.get("scale", 0) <= schema.get("precision", 0):
+        schema = {name: value for name, value in schema.items() if name != "logicalType"}
+    return {name: readable(value) for name, value in schema.items()}
+
+
 class Schemas:
     """Writer schemas by id, from the registry."""
 
@@ -30,7 +41,7 @@ class Schemas:
                 raise DecodeError(f"unknown schema id {schema_id}")
             if answer.status_code != 200:
                 raise UnavailableError(f"the registry answered {answer.status_code}", where=f"schema {schema_id}")
-            self._parsed[schema_id] = fastavro.parse_schema(json.loads(answer.json()["schema"]))
+            self._parsed[schema_id] = fastavro.parse_schema(readable(json.loads(answer.json()["schema"])))
         return self._parsed[schema_id]
 
     def decode(self, payload: bytes) -> tuple[Any, Any]:

@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
+import pyarrow as pa
 from psycopg import sql
 
 from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
+from governance.verify.postgres import OPTIONS, Forms, types_of
 from governance.verify.report import Check, coordinates
-from governance.verify.values import canonical, difference, from_avro, from_database
+from governance.verify.values import canonical, difference, from_avro
 from headrace.errors import DecodeError, UnavailableError
 
 Key = tuple[Hashable, ...]
@@ -55,12 +57,13 @@ class DatabaseRows:
     visible: Visible
     rows: list[dict[str, Any]]
     key: tuple[str, ...]
+    types: dict[str, str]
 
 
 def read_database(url: str, schema: str, name: str) -> DatabaseRows:
     """All rows of one table at one moment, with its primary key. Raises `UnavailableError`."""
     try:
-        with psycopg.connect(url, options="-c timezone=UTC") as connection:
+        with psycopg.connect(url, options=OPTIONS) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             connection.read_only = True
             snapshot = connection.execute("SELECT pg_current_snapshot()::text").fetchone()
@@ -71,14 +74,15 @@ def read_database(url: str, schema: str, name: str) -> DatabaseRows:
                 "WHERE i.indrelid = %s::regclass AND i.indisprimary ORDER BY k.o",
                 [f'"{schema}"."{name}"'],
             ).fetchall()
+            types = types_of(connection, schema, name)
             with connection.cursor(row_factory=psycopg.rows.dict_row) as cursor:
                 cursor.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, name)))
                 rows = cursor.fetchall()
     except psycopg.OperationalError as e:
         raise UnavailableError("the source database cannot be reached", where=f"{schema}.{name}") from e
     except psycopg.errors.UndefinedTable:
-        rows, keys, snapshot = [], [], ("0:0:",)
-    return DatabaseRows(Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys))
+        rows, keys, snapshot, types = [], [], ("0:0:",), {}
+    return DatabaseRows(Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys), types)
 
 
 def _changes(
@@ -123,10 +127,11 @@ def check_current(
     """The table equals the database at one moment; keyless tables as multisets."""
     schema, name = topic.split(".")[-2:]
     check = Check(topic, f"{table.name} equals {schema}.{name}")
-    columns = _columns(lake, table)
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)
-    expected = [{c: from_database(v, columns.get(c, "")) for c, v in row.items()} for row in database.rows]
+    forms = Forms(database.types, _columns(lake, table))
+    held = [forms.held(row) for row in held]
+    expected = [forms.expected(row) for row in database.rows]
     start = {p: max(table.offsets(topic).get(p, 0), kafka.bounds(topic, p)[0]) for p in range(partitions)}
     applied: dict[int, tuple[int, int]] = {}
     for partition in range(partitions):
@@ -145,7 +150,8 @@ def check_current(
                 applied[record.partition] = position
             xid = event["source"].get("txId")
             if event["op"] == "r" or xid is None or database.visible.sees(xid):
-                state.apply(record, event)
+                sides = {side: forms.held(event[side]) for side in ("before", "after") if event.get(side)}
+                state.apply(record, event | sides)
         if not state.differs(expected) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
@@ -154,11 +160,11 @@ def check_current(
     return check
 
 
-def _columns(lake: Lake, table: Table) -> dict[str, str]:
+def _columns(lake: Lake, table: Table) -> dict[str, pa.DataType]:
     if not table.columns:
         return {}
     schema = lake.execute(f"SELECT * FROM {lake.scan(table)} LIMIT 0").to_arrow_reader().schema
-    return {field.name: str(field.type) for field in schema}
+    return {field.name: field.type for field in schema}
 
 
 def _strip(row: dict[str, Any]) -> dict[str, Any]:

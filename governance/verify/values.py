@@ -1,21 +1,27 @@
 """One canonical form for values that come from Avro, from tables and from databases, so that they compare.
 
 Avro's side follows the writer schema, with Debezium's semantic types (`connect.name`); see Debezium's documentation of
-the PostgreSQL connector, "Data type mappings".
+the PostgreSQL connector, "Data type mappings". What no reader of the lake could hold has the form that docs/types.md
+says: dates and times end with the years 1 and 9999, numbers of more than 38 digits and those with a scale of their own
+are text.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import struct
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Context, Decimal
 from typing import Any
 from uuid import UUID
 
 EPOCH = datetime(1970, 1, 1)
+_LAST_MILLI = datetime.max.replace(microsecond=999_000)
+EXACT = Context(prec=200_000, Emax=10**10, Emin=-(10**10))
+DECIMAL = "org.apache.kafka.connect.data.Decimal"
+VARIABLE = "io.debezium.data.VariableScaleDecimal"
 
 
 def canonical(value: Any) -> Any:
@@ -27,7 +33,7 @@ def canonical(value: Any) -> Any:
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else value
     if isinstance(value, Decimal):
-        return value.normalize()
+        return value.normalize(EXACT) if value.is_finite() else str(value)
     if isinstance(value, Mapping):
         return {k: c for k, v in value.items() if (c := canonical(v)) is not None}
     if isinstance(value, list | tuple):
@@ -39,14 +45,73 @@ def canonical(value: Any) -> Any:
     return value
 
 
+def number_text(value: Decimal) -> str:
+    """A number as a table holds it in text: no zeros at its end, an exponent where more than 64 would be needed."""
+    sign, digits, exponent = value.normalize(EXACT).as_tuple()
+    assert isinstance(exponent, int)
+    zeros = exponent if exponent >= 0 else max(0, -exponent - len(digits))
+    if zeros > 64:
+        return f"{'-' * sign}{''.join(map(str, digits))}E{exponent}"
+    return f"{value.normalize(EXACT):f}"
+
+
+def variable(value: Mapping[str, Any]) -> str:
+    """The text of Debezium's number with a scale of its own."""
+    return number_text(_unscaled(value["value"], value["scale"]))
+
+
+def _unscaled(value: bytes, scale: int) -> Decimal:
+    return Decimal(int.from_bytes(value, "big", signed=True)).scaleb(-scale, EXACT)
+
+
+def _decimal(value: Any, schema: Mapping[str, Any]) -> Any:
+    """A decimal as fastavro gives it, or its bytes where fastavro does not take its attributes."""
+    parameters = schema.get("connect.parameters") or {}
+    scale = int(schema.get("scale") or parameters.get("scale") or 0)
+    if isinstance(value, bytes):
+        value = _unscaled(value, scale)
+    declared = parameters.get("connect.decimal.precision")
+    if declared is None and schema.get("connect.name") == DECIMAL:
+        return canonical(value)
+    return number_text(value) if max(scale, int(declared or schema.get("precision", 0))) > 38 else canonical(value)
+
+
+def _microseconds(value: int) -> datetime:
+    last = (datetime.max - EPOCH) // timedelta(microseconds=1)
+    first = (datetime.min - EPOCH) // timedelta(microseconds=1)
+    return EPOCH + timedelta(microseconds=min(max(value, first), last))
+
+
+def _clock(value: int) -> time:
+    return time.max if value == 86_400_000_000 else (EPOCH + timedelta(microseconds=value)).time()
+
+
+def _date(value: int) -> date:
+    """Debezium 3.6 has both infinities as negative numbers, other ones from a snapshot than from the log."""
+    if abs(value + 622191234) <= 2 or value == -2147472692:
+        return date.max
+    epoch = date(1970, 1, 1).toordinal()
+    return date.fromordinal(min(max(value + epoch, 1), date.max.toordinal()))
+
+
+def _zoned(text: str) -> datetime:
+    year = re.match(r"([+-]?)(\d+)-", text)
+    if text == "-infinity" or (year and (year[1] == "-" or int(year[2]) in (0, 292269055))):
+        return datetime.min
+    if text == "infinity" or (year and int(year[2]) > 9999):
+        return datetime.max
+    return datetime.fromisoformat(text)
+
+
 _SEMANTIC: dict[str, Callable[[Any], Any]] = {
-    "io.debezium.time.Date": lambda v: date(1970, 1, 1) + timedelta(days=v),
-    "io.debezium.time.Timestamp": lambda v: EPOCH + timedelta(milliseconds=v),
-    "io.debezium.time.MicroTimestamp": lambda v: EPOCH + timedelta(microseconds=v),
-    "io.debezium.time.NanoTimestamp": lambda v: EPOCH + timedelta(microseconds=v // 1000),
-    "io.debezium.time.Time": lambda v: (EPOCH + timedelta(milliseconds=v)).time(),
-    "io.debezium.time.MicroTime": lambda v: (EPOCH + timedelta(microseconds=v)).time(),
-    "io.debezium.time.ZonedTimestamp": lambda v: datetime.fromisoformat(v),
+    "io.debezium.time.Date": _date,
+    "io.debezium.time.Timestamp": lambda v: _microseconds(v * 1000) if v < 253402300800000 else _LAST_MILLI,
+    "io.debezium.time.MicroTimestamp": _microseconds,
+    "io.debezium.time.NanoTimestamp": lambda v: _microseconds(v // 1000),
+    "io.debezium.time.Time": lambda v: _LAST_MILLI.time() if v == 86_400_000 else _clock(v * 1000),
+    "io.debezium.time.MicroTime": _clock,
+    "io.debezium.time.NanoTime": lambda v: _clock(v // 1000),
+    "io.debezium.time.ZonedTimestamp": _zoned,
 }
 
 
@@ -65,12 +130,16 @@ def from_avro(value: Any, schema: Any, names: dict[str, Any] | None = None) -> A
             _learn(field["type"], names)
         if value is None:
             return None
+        if schema.get("connect.name") == VARIABLE:
+            return variable(value)
         pairs = ((f["name"], from_avro(value[f["name"]], f["type"], names)) for f in schema["fields"])
         return {name: v for name, v in pairs if v is not None}
     if value is None:
         return None
     if (semantic := _SEMANTIC.get(schema.get("connect.name", ""))) is not None:
         return canonical(semantic(value))
+    if schema.get("logicalType") == "decimal" or schema.get("connect.name") == DECIMAL:
+        return _decimal(value, schema)
     if kind == "array":
         return [from_avro(item, schema["items"], names) for item in value]
     if kind == "float":
@@ -102,18 +171,11 @@ def single(value: float) -> float:
     return number
 
 
-def from_database(value: Any, arrow_type: str) -> Any:
-    """A psycopg value in the form its column has in a table."""
-    if isinstance(value, float) and arrow_type == "float":
-        value = single(value)
-    if arrow_type == "string" and not isinstance(value, str | type(None)):
-        value = json.dumps(value) if isinstance(value, dict | list) else str(value)
-    return canonical(value)
-
-
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """The first field whose values differ, with both values; None when equal. Null fields count as absent."""
+    """The first field whose values differ, at any depth, with both values; None when equal. Null is absent."""
     for name in [*expected, *(name for name in found if name not in expected)]:
-        if expected.get(name) != found.get(name):
-            return f"{name} is {found.get(name)!r}, expected {expected.get(name)!r}"
+        want, have = expected.get(name), found.get(name)
+        if want != have:
+            inner = difference(want, have) if isinstance(want, Mapping) and isinstance(have, Mapping) else None
+            return f"{name}.{inner}" if inner else f"{name} is {have!r}, expected {want!r}"
     return None

@@ -58,7 +58,7 @@ def write_null(op: int, row: int) -> None:
         store_i64(column + 8 * row, 0)
     elif code == ops.INT or code == ops.FLOAT:
         store_i32(column + 4 * row, 0)
-    elif code == ops.STRING or code == ops.BYTES or code == ops.ENUM:
+    elif code == ops.STRING or code == ops.BYTES or code == ops.ENUM or code == ops.NUMBER:
         store_i32(column + 4 * row + 4, load_i32(column + 4 * row))
         store_i64(load_i64(op + ops.SECOND) + 8 * row, 0)
     elif code == ops.DECIMAL or code == ops.FIXED_DECIMAL:
@@ -135,9 +135,11 @@ def decode(
                     failure = ops.UNION_INDEX
             elif code == ops.LONG:
                 store_i64(column + 8 * row, value)
-            elif code == ops.STRING or code == ops.BYTES:
+            elif code == ops.STRING or code == ops.BYTES or code == ops.NUMBER:
                 if value < 0 or value > end - p:
                     failure = ops.LENGTH if value < 0 else ops.TRUNCATED
+                elif code == ops.NUMBER and value > load_i64(op + ops.ARGUMENT):
+                    failure = ops.DIGITS
                 elif code == ops.STRING and valid_text(p, value, limit) == 0:
                     failure = ops.UTF8
                 else:

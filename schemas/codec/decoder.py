@@ -11,6 +11,7 @@ import pyarrow as pa
 from schemas.avro import Schema
 from schemas.codec import ops
 from schemas.codec.decode_kernel import decode, gather
+from schemas.codec.numbers import to_text
 from schemas.codec.program import Column, Program, Slot, compile_schema
 from schemas.codec.reasons import TEXTS, reason
 
@@ -185,12 +186,24 @@ class _Run:
         gather(out.ctypes.data, self.view(column.sources, n).ctypes.data, offsets.ctypes.data, n, limit)
         return pa.py_buffer(out).slice(0, int(offsets[n]))
 
+    def numbers(self, column: Column, n: int) -> tuple[pa.Buffer, pa.Buffer]:
+        scales: npt.NDArray[np.int32] | int = column.scale or 0
+        value = column
+        if column.children:
+            scale, value = column.children
+            scales = self.view(scale.values, n).view(np.int32)
+        valid = self.view(column.validity, n) if column.validity >= 0 else None
+        sources, offsets = self.view(value.sources, n).view(np.int64), self.view(value.offsets, n).view(np.int32)
+        return to_text(sources, offsets, scales, valid, column.node.path)
+
     def array(self, column: Column) -> pa.Array:
         n = self.count(column.level)
         kind = column.node.kind
         validity = self.bits(column.validity, n) if column.validity >= 0 else None
         if kind == "null":
             return pa.nulls(n)
+        if column.is_number:
+            return pa.Array.from_buffers(column.type, n, [validity, *self.numbers(column, n)])
         if column.sources >= 0:
             buffers = [validity, pa.py_buffer(self.view(column.offsets, n)), self.strings(column, n)]
             return pa.Array.from_buffers(column.type, n, buffers)

@@ -79,7 +79,7 @@ def encode(program: int, program_end: int, n: int, header: int, out: int, offset
                 p += 1
             elif code == ops.LONG:
                 p = write_varint(p, load_i64(column + 8 * row))
-            elif code == ops.STRING or code == ops.BYTES or code == ops.ZONED:
+            elif code == ops.STRING or code == ops.BYTES or code == ops.ZONED or code == ops.NUMBER:
                 start = load_i32(column + 4 * row)
                 size = load_i32(column + 4 * row + 4) - start
                 p = write_varint(p, size)

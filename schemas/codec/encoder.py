@@ -11,6 +11,7 @@ from headrace.errors import ContractError
 from schemas.avro import Schema
 from schemas.codec import ops
 from schemas.codec.encode_kernel import encode
+from schemas.codec.numbers import from_text
 from schemas.codec.program import Column, Program, compile_schema
 from schemas.codec.reasons import TEXTS
 from schemas.codec.resolve import absent, conform, rebuilt
@@ -24,7 +25,7 @@ Bools = npt.NDArray[np.bool_]
 # The most bytes that an operation writes for a row, beside the bytes of strings and fixed.
 _ROOM = {
     ops.OPTION: 1, ops.LONG: 10, ops.INT: 5, ops.STRING: 5, ops.BYTES: 5, ops.ENUM: 5, ops.DECIMAL: 17, ops.SCALED: 10,
-    ops.ZONED: 5, ops.UNION: 5, ops.BLOCK: 0, ops.DOUBLE: 8, ops.FLOAT: 4, ops.BOOLEAN: 1, ops.FIXED: 0,
+    ops.ZONED: 5, ops.UNION: 5, ops.NUMBER: 5, ops.BLOCK: 0, ops.DOUBLE: 8, ops.FLOAT: 4, ops.BOOLEAN: 1, ops.FIXED: 0,
     ops.FIXED_DECIMAL: 0, ops.BRANCH: 0, ops.LIST: 6, ops.NEXT: 0,
 }  # fmt: skip
 
@@ -93,7 +94,9 @@ class _Run:
         if null is not None:
             present = ~null if present is None else ~null & present
         self.keep.append(array)
-        if column.choice >= 0:
+        if column.is_number:
+            self.bind_numbers(column, array, present)
+        elif column.choice >= 0:
             self.bind_union(column, array, present)
         elif column.sources >= 0:
             self.bind_text(column, array, present)
@@ -116,6 +119,18 @@ class _Run:
         values = array.buffers()[1]
         width = self.program.slots[column.values].width
         self.addresses[column.values] = (values.address if values is not None else 0) + array.offset * width
+
+    def bind_numbers(self, column: Column, array: pa.Array, present: Bools | None) -> None:
+        scale = None if column.children else column.scale
+        exists = np.ones(len(array), np.bool_) if present is None else present
+        parts = [
+            from_text(text, scale, f"{column.node.path} in row {row}") if text is not None and exists[row] else (0, b"")
+            for row, text in enumerate(array.to_pylist())
+        ]
+        value = column.children[1] if column.children else column
+        if column.children:
+            self.point(column.children[0].values, np.array([own for own, _ in parts], np.int32))
+        self.bind_strings(value.offsets, pa.array([number for _, number in parts], pa.binary()))
 
     def bind_text(self, column: Column, array: pa.Array, present: Bools | None) -> None:
         if column.node.kind == "enum":
@@ -192,7 +207,7 @@ class _Run:
         table = self.program.table
         levels = np.zeros((len(self.program.levels), ops.LEVEL_BYTES // 8), np.int64)
         bound = self.program.bind(self.addresses, levels.ctypes.data)
-        texts = np.isin(table[:, 0], (ops.STRING, ops.BYTES, ops.ZONED))
+        texts = np.isin(table[:, 0], (ops.STRING, ops.BYTES, ops.ZONED, ops.NUMBER))
         bound[texts, ops.SECOND // 8] = self.texts[table[texts, ops.COLUMN // 8], 0]
         bound[texts, ops.EXTRA // 8] = self.texts[table[texts, ops.COLUMN // 8], 1]
         out = np.empty(self.room(), np.uint8)

@@ -14,7 +14,19 @@ import pyarrow as pa
 
 from schemas.avro import Node, Schema, parse
 from schemas.codec import ops
-from schemas.types import Form, Meaning, arrow_schema, arrow_type, branch_names, meaning, nullable
+from schemas.codec.numbers import MAX_BYTES
+from schemas.types import (
+    NUMBER,
+    Form,
+    Meaning,
+    arrow_schema,
+    arrow_type,
+    branch_names,
+    is_number,
+    meaning,
+    nullable,
+    scale_of,
+)
 
 _WORDS = ops.OP_BYTES // 8
 _COLUMN, _SECOND, _ARGUMENT, _JUMP, _LOW, _HIGH, _EXTRA = range(1, _WORDS)
@@ -40,6 +52,7 @@ class Column:
 
     A leaf has values; a string, bytes or enum has offsets and the addresses of its values; an array or map has offsets
     and one child; a struct has children; a union of several types has the branch chosen and a child for each but null.
+    Numbers as text have what they are read from: the unscaled value's bytes, and their one scale or a column of scales.
     """
 
     node: Node
@@ -54,6 +67,12 @@ class Column:
     choice: int = _NONE
     branch: int = _NONE
     children: tuple[Column, ...] = ()
+    scale: int | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is text made of a number's bytes and scale."""
+        return self.node.kind in ("bytes", "record") and pa.types.is_string(self.type)
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,10 @@ class _Compiler:
 
     def _value(self, name: str, node: Node, level: int, nullable: bool, validity: int = _NONE) -> Column:
         column = Column(node, name, arrow_type(node), level, nullable, validity)
+        if is_number(node):
+            scale = self._column("scale", node.fields[0].node, level)
+            value = Column(node.fields[1].node, "value", NUMBER.arrow, level)
+            return _with(column, children=(scale, self._leaf(value, NUMBER)))
         if node.kind == "record":
             return _with(column, children=tuple(self._column(f.name, f.node, level) for f in node.fields))
         if node.kind in ("array", "map"):
@@ -163,6 +186,10 @@ class _Compiler:
     def _leaf(self, column: Column, means: Meaning) -> Column:
         node, level = column.node, column.level
         bounds = {"low": means.low, "high": means.high, "extra": int(means.beyond)}
+        if means.form is Form.NUMBER:
+            offsets, sources = self._slot(4, level, offsets=True), self._slot(8, level)
+            self._emit(node, ops.NUMBER, offsets, sources, argument=MAX_BYTES)
+            return _with(column, offsets=offsets, sources=sources, scale=scale_of(node))
         if means.form is Form.DECIMAL:
             values = self._slot(16, level)
             code = ops.DECIMAL if node.kind == "bytes" else ops.FIXED_DECIMAL

@@ -8,6 +8,7 @@ _HIGH_BITS = -0x7F7F7F7F7F7F7F80
 _MIN_I64 = -0x8000000000000000
 _YEARS = (-62135596800000000, 253402300799999999)
 _INFINITY = 0x7974696E69666E69  # "infinity" as a little-endian word
+_YEAR_OF_MINUS_INFINITY = 292269055
 _FIRST_DAY_OF_POSTGRES = -2440588
 
 
@@ -78,7 +79,8 @@ def number(p: int, n: int) -> int:
 def parse_zoned(p: int, n: int) -> tuple[int, int]:
     """Microseconds since 1970 of `[+-]Y*-MM-DDThh:mm[:ss[.f*]](Z|±hh:mm[:ss])` and 1; 0 and 0 when it is not that.
 
-    Years beyond 1 to 9999, `infinity` and `-infinity` give the first or last microsecond of those.
+    Years beyond 1 to 9999, `infinity` and `-infinity` give the first or last microsecond of those. Inside an array
+    Debezium 3.6 writes `-infinity` as the year 292269055 without its era; Postgres has no year that high.
     """
     end = p + n
     if n == 8 and load_i64(p) == _INFINITY:
@@ -140,7 +142,7 @@ def parse_zoned(p: int, n: int) -> tuple[int, int]:
         offset = (hours * 3600 + minutes * 60 + seconds) * (44 - zone)
     if p != end or (zone != 90 and zone != 43 and zone != 45):
         return 0, 0
-    if sign < 0 or year < 1:
+    if sign < 0 or year < 1 or year == _YEAR_OF_MINUS_INFINITY:
         return _YEARS[0], 1
     if year > 9999:
         return _YEARS[1], 1

@@ -248,7 +248,7 @@ def test_a_doubled_row_is_found(world: World, tmp_path: Path) -> None:
 def test_a_changed_value_is_found(world: World, tmp_path: Path) -> None:
     world.bronze[5]["after"] = {**world.bronze[5]["after"], "amount": Decimal("12.51")}
     (offence,) = failed(world.checks(tmp_path))["bronze"]
-    assert offence.startswith(f"{world.topic}/0/5: after is")
+    assert offence.startswith(f"{world.topic}/0/5: after.amount is Decimal('12.51')")
 
 
 def test_an_invented_row_is_found(world: World, tmp_path: Path) -> None:

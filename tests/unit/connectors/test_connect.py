@@ -8,6 +8,7 @@ import pytest
 
 from connectors.connect import Connect, Problem, load_connector, refusals, summarize
 from headrace.errors import ConfigError, ContractError, UnavailableError
+from tests.integration.cdc.postgresql import ENGINE
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
 
@@ -32,11 +33,24 @@ def test_a_file_is_refused_with_its_field(tmp_path: Path) -> None:
         ({"database.password": "hunter2"}, "database.password"),
         ({"connector.class": None}, "connector.class"),
         ({"tasks.max": ["1"]}, "tasks.max"),
+        ({"decimal.handling.mode": "double"}, "decimal.handling.mode"),
+        ({"time.precision.mode": "connect"}, "time.precision.mode"),
+        ({"interval.handling.mode": "numeric"}, "interval.handling.mode"),
+        ({"unavailable.value.placeholder": "?"}, "unavailable.value.placeholder"),
     ):
         with pytest.raises(ContractError) as e:
             load_connector(write(tmp_path, **changes))
         assert e.value.where.endswith("one.json:" + field)
         assert "hunter2" not in str(e.value)
+
+
+def test_what_debezium_would_lose_by_default_is_asked_for(tmp_path: Path) -> None:
+    settings = {setting.name: setting.value for setting in ENGINE.settings}
+    assert load_connector(write(tmp_path)).config.items() >= settings.items()
+    said = {"event.converting.failure.handling.mode": "warn"}
+    assert load_connector(write(tmp_path, **said)).config.items() >= said.items()
+    mysql = {"connector.class": "io.debezium.connector.mysql.MySqlConnector"}
+    assert "include.unknown.datatypes" not in load_connector(write(tmp_path, **mysql)).config
 
 
 def test_json_truth_values_become_connects_text(tmp_path: Path) -> None:

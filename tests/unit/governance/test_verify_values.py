@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import fastavro
 import pytest
 
+from governance.verify.avro import readable
 from governance.verify.current import Visible
-from governance.verify.values import canonical, difference, from_avro, from_database
+from governance.verify.values import canonical, difference, from_avro, number_text
 
 
 @pytest.mark.parametrize(
@@ -58,16 +60,74 @@ def test_zones_numbers_and_nan_compare_by_value() -> None:
     assert canonical({"a": None, "b": [1]}) == {"b": [1]}
 
 
-def test_a_database_prints_single_precision_shorter() -> None:
-    assert from_database(0.1, "float") == pytest.approx(0.1, rel=1e-6)
-    assert from_database(0.1, "float") != 0.1
-    assert from_database({"a": 1}, "string") == '{"a": 1}'
+def _connect(kind: str, name: str, **more: Any) -> dict[str, Any]:
+    return {"type": kind, "connect.name": name, **more}
+
+
+def _decimal(precision: int, scale: int) -> dict[str, Any]:
+    parameters = {"scale": str(scale), "connect.decimal.precision": str(precision)}
+    name = "org.apache.kafka.connect.data.Decimal"
+    return _connect("bytes", name, precision=precision, scale=scale, **{"connect.parameters": parameters})
+
+
+VARIABLE = {
+    "type": "record",
+    "name": "V",
+    "fields": [{"name": "scale", "type": "int"}, {"name": "value", "type": "bytes"}],
+    "connect.name": "io.debezium.data.VariableScaleDecimal",
+}
+LAST = datetime.max
+
+
+@pytest.mark.parametrize(
+    ("value", "schema", "expected"),
+    [
+        ({"scale": 2, "value": b"\xff\x38"}, VARIABLE, "-2"),
+        (Decimal("1.50000"), _decimal(50, 5) | {"logicalType": "decimal"}, "1.5"),
+        (b"\x9d", _decimal(2, 4), Decimal("-0.0099")),
+        ((12300 * 10**2046).to_bytes(900, "big"), _decimal(3, 2046), "12300"),
+        (-622191234, _connect("int", "io.debezium.time.Date"), date.max),
+        (-625821272, _connect("int", "io.debezium.time.Date"), date.min),
+        (9223372036825200000, _connect("long", "io.debezium.time.MicroTimestamp"), LAST),
+        (-9223372036832400000, _connect("long", "io.debezium.time.MicroTimestamp"), datetime.min),
+        (9223372036825200, _connect("long", "io.debezium.time.Timestamp"), LAST.replace(microsecond=999_000)),
+        (86_400_000_000, _connect("long", "io.debezium.time.MicroTime"), time.max),
+        ("infinity", _connect("string", "io.debezium.time.ZonedTimestamp"), LAST),
+        ("-0043-03-15T00:00:00Z", _connect("string", "io.debezium.time.ZonedTimestamp"), datetime.min),
+        ("+12024-01-01T00:00:00Z", _connect("string", "io.debezium.time.ZonedTimestamp"), LAST),
+        ("+292269055-12-02T23:00:00Z", _connect("string", "io.debezium.time.ZonedTimestamp"), datetime.min),
+    ],
+)
+def test_what_no_reader_holds_has_the_form_that_the_documentation_says(value: Any, schema: Any, expected: Any) -> None:
+    assert from_avro(value, schema) == expected
+
+
+def test_every_digit_of_a_number_counts() -> None:
+    long = Decimal("9999999999999999999999999999.9999999999")
+    assert canonical(long) != canonical(long - Decimal("0.0000000001"))
+    assert [number_text(Decimal(text)) for text in ("1.10", "0.0", "1E64", "1E65", "12E-66", "12E-67")] == [
+        "1.1",
+        "0",
+        "1" + "0" * 64,
+        "1E65",
+        "0." + "0" * 64 + "12",
+        "12E-67",
+    ]
+
+
+def test_a_decimal_that_fastavro_refuses_is_read_as_bytes() -> None:
+    odd = _decimal(2, 4) | {"logicalType": "decimal"}
+    schema = {"type": "record", "name": "R", "fields": [{"name": "n", "type": ["null", odd]}]}
+    fastavro.parse_schema(readable(schema))
+    assert readable({"type": "bytes", "logicalType": "decimal", "precision": 4, "scale": 2})["logicalType"] == "decimal"
 
 
 def test_difference_names_the_first_field_with_both_values() -> None:
     assert difference({"a": 1, "b": 2}, {"a": 1, "b": 2}) is None
     assert difference({"a": 1}, {"a": 2}) == "a is 2, expected 1"
     assert difference({"a": 1}, {"a": 1, "b": 3}) == "b is 3, expected None"
+    assert difference({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}) == "a.c is 3, expected 2"
+    assert difference({"a": {"b": 1}}, {}) == "a is None, expected {'b': 1}"
 
 
 def test_a_database_snapshot_sees_what_was_committed_before_it() -> None:

@@ -95,6 +95,30 @@ def test_table_time_snapshot_and_unavailable():
     assert envelope.unavailable_mask(pa.array([1])).to_pylist() == [False]
 
 
+def test_every_form_of_the_placeholder_is_known():
+    """As Debezium 3.6 writes it for unchanged large values of text, hstore and arrays."""
+    text = envelope.UNAVAILABLE
+    codes = list(text.encode())
+    for placeholder, other, kind in (
+        (text, "x", pa.string()),
+        (text, text + "!", pa.large_string()),
+        (f'{{"{text}":"{text}"}}', "{}", pa.string()),
+        (text.encode(), b"", pa.binary()),
+        ([text], [text, text], pa.list_(pa.string())),
+        (["b68a35a7-17ad-35b3-af2a-ae46edb4545a"], [None], pa.list_(pa.string())),
+        ([text.encode()], [b"x"], pa.list_(pa.binary())),
+        (codes, codes[:-1], pa.list_(pa.int32())),
+        (codes, [*codes, 1], pa.list_(pa.int64())),
+        (codes, [*codes[:-1], None], pa.list_(pa.int32())),
+    ):
+        column = pa.array([other, placeholder, None, other, placeholder], kind)
+        assert envelope.unavailable_mask(column).to_pylist() == [False, True, False, False, True], kind
+        assert envelope.unavailable_mask(column.slice(1, 2)).to_pylist() == [True, False], kind
+        assert envelope.unavailable_mask(column.slice(0, 1)).to_pylist() == [False], kind
+    days = pa.array([codes, [1]], pa.list_(pa.int32())).cast(pa.list_(pa.date32()))
+    assert envelope.unavailable_mask(days).to_pylist() == [True, False]
+
+
 def test_recognises_envelopes_and_their_row():
     row = {"type": "record", "name": "Value", "fields": [{"name": "id", "type": "long"}]}
     avro = {

@@ -46,7 +46,7 @@ def test_a_malformed_lock_line_is_named(line: str) -> None:
 
 def test_the_repository_lock_is_sound() -> None:
     found = parse_lock(jars.LOCK.read_text())
-    assert {jar.set for jar in found} == {"kafka", "debezium", "converter", "registry", "artemis"}
+    assert {jar.set for jar in found} == {"kafka", "debezium", "converter", "registry", "artemis", "contrib"}
     assert len({(jar.set, jar.file) for jar in found}) == len(found)
     worker_gives = {"kafka-clients", "connect-api", "slf4j-api"}
     assert not [jar for jar in found if jar.set in ("debezium", "converter") and jar.artifact in worker_gives]

