@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
+from connectors.mysql import check_file, is_binlog
 from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
 
 WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
@@ -112,6 +113,8 @@ def _check(connector: Connector) -> None:
             where=f"{path}:provide.transaction.metadata",
             hint="a table that repeats changes would count them twice",
         )
+    if is_binlog(config):
+        check_file(config, path)
 
 
 def refusals(validation: dict[str, Any]) -> list[Problem]:
