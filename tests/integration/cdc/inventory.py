@@ -45,6 +45,11 @@ class Inventory:
     def url(self) -> str:
         return f"{self.server.rstrip('/')}/{self.name}"
 
+    def configure(self, **changes: str) -> None:
+        path = self.connector.path
+        path.write_text(json.dumps({"name": self.name, "config": {**self.connector.config, **changes}}))
+        self.connector = load_connector(path)
+
     def execute(self, *statements: str) -> None:
         """All in one transaction."""
         with connect(self.url) as db, db.cursor() as cursor:
@@ -60,7 +65,7 @@ class Inventory:
     def topic(self, table: str) -> str:
         return f"{self.name}.{self.name}.{table}"
 
-    def check(self, table: str, patience: float = 40.0) -> Check:
+    def check(self, table: str, patience: float = 90.0) -> Check:
         """What `headrace verify` finds, now."""
         lake = Lake(self.settings.lake)
         deadline = time.monotonic() + 30
@@ -187,7 +192,7 @@ def placed(events: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, tuple[in
     return found
 
 
-async def until(true: Callable[[], Any], seconds: float = 40) -> None:
+async def until(true: Callable[[], Any], seconds: float = 120) -> None:
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(true):  # noqa: ASYNC110
             await asyncio.sleep(0.2)

@@ -33,15 +33,12 @@ def own(settings: Settings, mariadb_url: str, connect_url: str, tmp_path: Path) 
         yield made
 
 
-async def test_every_kind_of_change_over_a_kill_of_connect(
-    own: Inventory, stack: SessionStack, connect_url: str
-) -> None:
+async def test_changes_over_a_kill_of_connect(own: Inventory, stack: SessionStack, connect_url: str) -> None:
     rows = ", ".join(f"({n}, 0, 'first', 1.50, '2024-01-02 03:04:05.123456', now(6), 4000000000)" for n in range(500))
     own.execute(f"INSERT INTO things VALUES {rows}", "INSERT INTO notes VALUES ('read', 0.1)")
     await asyncio.to_thread(Connect(connect_url).apply, own.connector)
     async with running(own.settings) as lifecycle:
         await until(lambda: own.count("things") >= 500)
-        own.execute("TRUNCATE TABLE things")
         own.execute("INSERT INTO notes VALUES ('written', NULL), ('written', NULL)")
         writers = [Writer(own, seed) for seed in (1, 2)]
         for writer in writers:
@@ -51,15 +48,15 @@ async def test_every_kind_of_change_over_a_kill_of_connect(
         before = own.count("things")
         child = read_children(stack.home)["connect"]
         own.execute(
-            "INSERT INTO things SELECT seq, 9, 'big', 1, now(6), NULL, 1 FROM seq_900000000_to_900019999",
-            "UPDATE things SET n = 2 WHERE kind = 9 AND id < 900005000",
+            "INSERT INTO things SELECT seq, 9, 'big', 1, now(6), NULL, 1 FROM seq_900000000_to_900009999",
+            "UPDATE things SET n = 2 WHERE kind = 9 AND id < 900002000",
         )
-        await until(lambda: own.count("things") > before + 4000)
+        await until(lambda: own.count("things") > before + 3000)
         os.kill(child.pid, signal.SIGKILL)
         await until(lambda: read_children(stack.home)["connect"].pid != child.pid)
         for writer in writers:
             writer.stop()
-        own.execute("DELETE FROM things WHERE id > 900010000", "UPDATE things SET id = -id WHERE kind = 9 LIMIT 50")
+        own.execute("DELETE FROM things WHERE id > 900007000", "UPDATE things SET id = -id WHERE kind = 9 LIMIT 50")
         wanted = sum(own.select("SELECT count(*) FROM things")[0])
         await until(lambda: len(own.landed("things")) == wanted, 90)
         checks = [live, *[await asyncio.to_thread(own.check, table) for table in ("things", "moves", "notes")]]
@@ -88,6 +85,8 @@ async def test_every_kind_of_change_over_a_kill_of_connect(
 
 
 async def test_a_table_that_is_truncated_again_and_again(own: Inventory, connect_url: str) -> None:
+    # In one partition: there the log's order and the topic's are the same.
+    own.configure(**{"topic.creation.default.partitions": "1"})
     await asyncio.to_thread(Connect(connect_url).apply, own.connector)
     async with running(own.settings):
         for round_ in range(4):
