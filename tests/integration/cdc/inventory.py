@@ -153,7 +153,7 @@ class Writer(threading.Thread):
                     db.rollback()
                 if self._random.random() < 0.02:
                     cursor.execute("FLUSH BINARY LOGS")
-                time.sleep(0.005)
+                time.sleep(0.05)
 
     def stop(self) -> None:
         self._over.set()
