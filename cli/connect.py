@@ -11,6 +11,7 @@ import typer
 
 from cli.output import JsonFlag, print_json, print_rows, say
 from connectors.connect import Connect, connector_files, load_connector
+from connectors.mysql import check_server
 from headrace.config import load_settings
 from headrace.errors import ConfigError
 
@@ -35,6 +36,7 @@ def apply(
     client = Connect(settings.connect.url)
     for connector in connectors:
         client.check(connector)
+        check_server(connector.config, settings.databases)
     done = []
     for connector in connectors:
         change = client.plan(connector)

@@ -52,6 +52,7 @@ def _pairs(values: list[str], what: str) -> dict[str, str]:
 def up(
     servers_only: Annotated[bool, typer.Option("--servers-only", help="Without Headrace's own processes.")] = False,
     s3: Annotated[bool, typer.Option("--s3", help="Keep the lake in SeaweedFS (S3) instead of a folder.")] = False,
+    mariadb: Annotated[bool, typer.Option("--mariadb", help="With a MariaDB server to capture changes from.")] = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay, and stop everything on Ctrl-C.")] = False,
     port: Annotated[list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Fix a port.")] = None,
     heap: Annotated[list[str] | None, typer.Option(metavar="SERVER=SIZE", help="JVM heap, e.g. kafka=1g.")] = None,
@@ -62,6 +63,7 @@ def up(
         raise typer.BadParameter(f"{wrong!r} is not a port number")
     options = control.Options(
         s3=s3,
+        mariadb=mariadb,
         ports={name: int(value) for name, value in numbers.items()},
         heaps=_pairs(heap or [], "SIZE"),
         attached=foreground,

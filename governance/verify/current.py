@@ -1,9 +1,9 @@
 """Current-state tables against the database, row by row, while it goes on changing.
 
-The table is read first, at its cut. Then the database is read in one transaction that sees a fixed set of other
-transactions (`pg_current_snapshot`). Whatever those changed after the table's cut is taken from Kafka, by transaction
-id, and applied to the copy in hand; then both must be equal. The feed is still arriving, so a difference is looked at
-again for a bounded time before it counts.
+The table is read first, at its cut. Then the database is read in one transaction that sees a fixed set of changes: of
+other transactions (PostgreSQL's `pg_current_snapshot`), or of the log up to a place (MariaDB). Whatever those changed
+after the table's cut is taken from Kafka and applied to the copy in hand; then both must be equal. The feed is still
+arriving, so a difference is looked at again for a bounded time before it counts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import psycopg
 import pyarrow as pa
 from psycopg import sql
 
+from governance.verify import mariadb
 from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
@@ -26,9 +27,11 @@ from governance.verify.postgres import OPTIONS, Forms, types_of
 from governance.verify.report import Check, coordinates
 from governance.verify.values import canonical, difference, from_avro
 from headrace.errors import DecodeError, UnavailableError
+from headrace.mysql import is_mysql
 
 Key = tuple[Hashable, ...]
 META = ("_partition", "_offset", "_timestamp")
+NOWHERE = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Visible:
         xmin, xmax, running = text.split(":")
         return cls(int(xmin), int(xmax), frozenset(int(x) for x in running.split(",") if x))
 
+    def shows(self, event: dict[str, Any]) -> bool:
+        """Whether a reader sees the change."""
+        xid = event["source"].get("txId")
+        return xid is None or self.sees(xid)
+
     def sees(self, xid: int) -> bool:
         """`xid` as Debezium reports it: its low 32 bits."""
         full = (self.xmax & ~0xFFFFFFFF) | (xid & 0xFFFFFFFF)
@@ -54,14 +62,17 @@ class Visible:
 
 @dataclass(frozen=True)
 class DatabaseRows:
-    visible: Visible
+    visible: Visible | mariadb.Visible
     rows: list[dict[str, Any]]
     key: tuple[str, ...]
-    types: dict[str, str]
+    # None where values compare as the client reads them.
+    types: dict[str, str] | None
 
 
 def read_database(url: str, schema: str, name: str) -> DatabaseRows:
     """All rows of one table at one moment, with its primary key. Raises `UnavailableError`."""
+    if is_mysql(url):
+        return DatabaseRows(*mariadb.read(url, schema, name), None)
     try:
         with psycopg.connect(url, options=OPTIONS) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -104,7 +115,24 @@ def _changes(
     return found
 
 
+def _in_log_order(
+    found: list[tuple[Record, dict[str, Any]]],
+) -> list[tuple[Record, dict[str, Any], tuple[int, int] | None]]:
+    """Changes with their positions, in the order of the database's log across partitions and of offsets within each: a
+    truncate is in one partition and is of all."""
+    reached: dict[int, tuple[int, int]] = {}
+    placed = []
+    for record, event in found:
+        position = _position(event)
+        reached[record.partition] = max(position or NOWHERE, reached.get(record.partition, NOWHERE))
+        placed.append((reached[record.partition], record, event, position))
+    placed.sort(key=lambda one: one[0])
+    return [(record, event, position) for _, record, event, position in placed]
+
+
 def _position(event: dict[str, Any]) -> tuple[int, int] | None:
+    if event["source"].get("file") is not None:
+        return mariadb.position(event)
     order = (event.get("transaction") or {}).get("total_order")
     if order is None:
         return None
@@ -129,7 +157,8 @@ def check_current(
     check = Check(topic, f"{table.name} equals {schema}.{name}")
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)
-    forms = Forms(database.types, _columns(lake, table))
+    columns = _columns(lake, table)
+    forms = mariadb.Forms(columns) if database.types is None else Forms(database.types, columns)
     held = [forms.held(row) for row in held]
     expected = [forms.expected(row) for row in database.rows]
     start = {p: max(table.offsets(topic).get(p, 0), kafka.bounds(topic, p)[0]) for p in range(partitions)}
@@ -139,19 +168,17 @@ def check_current(
         if ":" in text:
             lsn, order = text.split(":")
             applied[partition] = (int(lsn), int(order))
-    state = _Keyed(database.key, held) if database.key else _Keyless(held)
+    state = _Keyed(database.key, held, dict(applied)) if database.key else _Keyless(held)
     deadline = time.monotonic() + patience
     while True:
-        for record, event in _changes(kafka, schemas, topic, start):
-            position = _position(event)
+        for record, event, position in _in_log_order(_changes(kafka, schemas, topic, start)):
             if position is not None:
-                if position <= applied.get(record.partition, (-1, -1)):
+                if position <= applied.get(record.partition, NOWHERE):
                     continue
                 applied[record.partition] = position
-            xid = event["source"].get("txId")
-            if event["op"] == "r" or xid is None or database.visible.sees(xid):
+            if event["op"] == "r" or database.visible.shows(event):
                 sides = {side: forms.held(event[side]) for side in ("before", "after") if event.get(side)}
-                state.apply(record, event | sides)
+                state.apply(record, event | sides, position or NOWHERE)
         if not state.differs(expected) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
@@ -176,8 +203,11 @@ def _freeze(row: dict[str, Any]) -> Hashable:
 
 
 class _Keyed:
-    def __init__(self, key: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    def __init__(self, key: tuple[str, ...], rows: list[dict[str, Any]], marks: Mapping[int, tuple[int, int]]) -> None:
+        """`marks`: up to which position the rows of each partition are known to go."""
         self._key = key
+        self._marks = marks
+        self._placed: dict[Key, tuple[int, int]] = {}
         self._twice: list[dict[str, Any]] = []
         self._rows: dict[Key, dict[str, Any]] = {}
         for row in rows:
@@ -189,13 +219,19 @@ class _Keyed:
     def _at(self, row: dict[str, Any]) -> Key:
         return tuple(row.get(name) for name in self._key)
 
-    def apply(self, record: Record, event: dict[str, Any]) -> None:
+    def apply(self, record: Record, event: dict[str, Any], position: tuple[int, int]) -> None:
+        if event["op"] == "t":
+            self._rows = {at: row for at, row in self._rows.items() if self._place(at, row) > position}
         before, after = event.get("before"), event.get("after")
         if before is not None:
             self._rows.pop(self._at(before), None)
         if after is not None:
             meta = {"_partition": record.partition, "_offset": record.offset}
             self._rows[self._at(after)] = {**canonical(after), **meta}
+            self._placed[self._at(after)] = position
+
+    def _place(self, at: Key, row: dict[str, Any]) -> tuple[int, int]:
+        return self._placed.get(at) or self._marks.get(row["_partition"], NOWHERE)
 
     def differs(self, expected: list[dict[str, Any]]) -> bool:
         if self._twice or len(expected) != len(self._rows):
@@ -228,7 +264,9 @@ class _Keyless:
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = Counter(_freeze(row) for row in rows)
 
-    def apply(self, record: Record, event: dict[str, Any]) -> None:
+    def apply(self, record: Record, event: dict[str, Any], position: tuple[int, int]) -> None:
+        if event["op"] == "t":
+            self._rows.clear()
         if event["op"] in ("c", "r") and event.get("after") is not None:
             self._rows[_freeze(canonical(event["after"]))] += 1
 

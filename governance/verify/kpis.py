@@ -219,16 +219,30 @@ def _event_images(lake: Lake, table: Table, cut: Cut) -> str:
     )"""
 
 
+# A change's position in the source's log, null for a row of a snapshot; the identity of the snapshot that a row is of.
+_WAL = (
+    """CASE WHEN "transaction".total_order IS NOT NULL
+            THEN coalesce(CAST(CAST(source.sequence AS JSON) ->> '$[0]' AS HUGEINT), source.lsn, 0) * 4294967296
+                 + "transaction".total_order END""",
+    """coalesce(source.lsn, 0)::HUGEINT * 4294967296 + coalesce(source."txId", 0)""",
+)
+_PLACE = "(CAST(regexp_extract(source.file, '[0-9]+$') AS HUGEINT) * 4294967296 + source.pos)"
+_BINLOG = (
+    f"""CASE WHEN op <> 'r' THEN {_PLACE} * 8589934592
+            + CASE op WHEN 't' THEN 0 WHEN 'd' THEN 2 * source."row" ELSE 2 * source."row" + 1 END END""",
+    f"{_PLACE} * 9007199254740992 + source.ts_ms",
+)
+
+
 def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
     """A change takes its row before away and adds its row after; repeats and stale snapshot rows do neither."""
+    position, snapshot = _BINLOG if ", pos " in table.columns["source"] else _WAL
     return f"""log AS (
         SELECT _partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op, "before" AS old, "after" AS new,
-               CASE WHEN "transaction".total_order IS NOT NULL
-                    THEN coalesce(CAST(CAST(source.sequence AS JSON) ->> '$[0]' AS HUGEINT), source.lsn, 0) * 4294967296
-                         + "transaction".total_order END AS pos,
+               {position} AS pos,
                op = 'r' AND coalesce(source.snapshot, '') <> 'incremental' AS read_whole,
                op = 't' OR (op = 'r' AND coalesce(source.snapshot, '') = 'incremental') AS ignored,
-               coalesce(source.lsn, 0)::HUGEINT * 4294967296 + coalesce(source."txId", 0) AS snapshot
+               {snapshot} AS snapshot
         FROM {lake.scan(table)} WHERE {_below(cut)} AND op IS NOT NULL
     ), seen AS (
         SELECT *, max(pos) OVER ({EARLIER}) AS highest,

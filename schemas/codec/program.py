@@ -187,7 +187,8 @@ class _Compiler:
         node, level = column.node, column.level
         bounds = {"low": means.low, "high": means.high, "extra": int(means.beyond)}
         if means.form is Form.NUMBER:
-            offsets, sources = self._slot(4, level, offsets=True), self._slot(8, level)
+            offsets = self._slot(4, level, offsets=True, passing=True)
+            sources = self._slot(8, level, passing=True)
             self._emit(node, ops.NUMBER, offsets, sources, argument=MAX_BYTES)
             return _with(column, offsets=offsets, sources=sources, scale=scale_of(node))
         if means.form is Form.DECIMAL:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stack.servers import artemis, connect, kafka, postgres, redis, registry, seaweedfs
+from stack.servers import artemis, connect, kafka, mariadb, postgres, redis, registry, seaweedfs
 from stack.spec import Server
 
 SERVERS: dict[str, Server] = {
@@ -14,6 +14,7 @@ SERVERS: dict[str, Server] = {
         artemis.SERVER,
         registry.SERVER,
         connect.SERVER,
+        mariadb.SERVER,
         seaweedfs.SERVER,
     )
 }

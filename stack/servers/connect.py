@@ -10,7 +10,7 @@ import os
 from urllib.parse import urlsplit
 
 from stack import jars, probes
-from stack.servers import postgres
+from stack.servers import mariadb, postgres
 from stack.servers.kafka import LOGGING
 from stack.spec import Endpoints, Place, Server
 
@@ -28,7 +28,7 @@ BROKER_ONLY = (
     "pcollections",
     "scala-",
 )
-PLUGINS = ("debezium", "converter")
+PLUGINS = ("debezium", "debezium-mariadb", "converter")
 
 
 def _converter(kind: str, registry: str) -> list[str]:
@@ -51,11 +51,21 @@ def _registry(place: Place) -> str:
     return f"http://{place.address('registry')}/apis/registry/v2"
 
 
+def _brokers(place: Place) -> str:
+    return place.external.get("kafka") or place.address("kafka")
+
+
+def env(place: Place) -> dict[str, str]:
+    """What connector files may name as `${env:NAME}`: the databases, and the brokers for a schema history."""
+    known = {**postgres.coordinates(place), **mariadb.coordinates(place)}
+    return known | {"KAFKA_BOOTSTRAP_SERVERS": _brokers(place)}
+
+
 def properties(place: Place) -> str:
     registry = _registry(place)
     return "\n".join(
         [
-            f"bootstrap.servers={place.external.get('kafka') or place.address('kafka')}",
+            f"bootstrap.servers={_brokers(place)}",
             "group.id=headrace-connect",
             "config.storage.topic=connect.configs",
             "offset.storage.topic=connect.offsets",
@@ -75,7 +85,7 @@ def properties(place: Place) -> str:
             "connector.client.config.override.policy=None",
             "config.providers=env",
             "config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider",
-            "config.providers.env.param.allowlist.pattern=[A-Z0-9_]+_(HOST|PORT|USER|PASSWORD)",
+            "config.providers.env.param.allowlist.pattern=[A-Z0-9_]+_(HOST|PORT|USER|PASSWORD|BOOTSTRAP_SERVERS)",
             *_converter("key", registry),
             *_converter("value", registry),
             "producer.compression.type=lz4",
@@ -127,7 +137,8 @@ SERVER = Server(
     after=("kafka",),
     early=True,  # its plugin scan takes longer than Kafka takes to start
     jars=("kafka", *PLUGINS),
-    env=postgres.coordinates,
+    env=env,
+    reserves=("mariadb",),  # so that it need not be restarted when one is added
     prepare=prepare,
     command=command,
     health=lambda place: probes.http_ok(place.ports["connect"], "/connectors"),

@@ -17,6 +17,7 @@ from psycopg import sql
 from headrace.config import Settings
 from headrace.errors import ContractError, HeadraceError, SchemaNotFoundError, UnavailableError
 from headrace.logs import get_logger
+from headrace.mysql import is_mysql, require_row_log
 from schemas.codec import arrow_schema
 from schemas.contracts import ContractSet, Problem, load_contracts
 from schemas.envelope import is_envelope, row_schema
@@ -93,11 +94,14 @@ def _source(topic: str, contracts: ContractSet, registry: Registry | None) -> _S
 
 
 def require_full_identity(db_url: str, table: str) -> None:
-    """`table` is `schema.table`. Returns when Postgres logs whole rows before each change of it.
+    """`table` is `schema.table`. Returns when the database logs whole rows before each change of it.
 
     Raises `ContractError` with the statement that makes it so, or when there is no such table, and `UnavailableError`
     when the database cannot be asked.
     """
+    if is_mysql(db_url):
+        require_row_log(db_url)
+        return
     schema, _, name = table.rpartition(".")
     try:
         with psycopg.connect(db_url, connect_timeout=5) as connection:

@@ -2,8 +2,8 @@
 
 - Change events take their row before away and add their row after. A change whose position is not above the
   partition's highest is a repeat of Debezium's and ignored, and so is a derived record that repeats its coordinates.
-- A row read by a full snapshot (`op` r) is part of a complete statement of the table. All rows of one snapshot carry
-  the same (lsn, transaction id); the first row of a later snapshot takes back all that the partition has contributed to
+- A row read by a full snapshot (`op` r) is part of a complete statement of the table. All rows of one snapshot have
+  one `envelope.snapshot_identity`; the first row of a later snapshot takes back all that the partition has added to
   windows still open, and counting begins anew, so that a repeated snapshot counts no row twice, whatever was changed or
   deleted while nobody listened. Rows of an earlier snapshot are ignored, as are those of an incremental one, which
   repeats rows of a table that is already streamed. This needs two numbers a partition instead of a memory of all keys;
@@ -195,7 +195,7 @@ def _segment(events: Events, keep: Mask, progress: Progress, *, anew: bool) -> S
 
 
 def _snapshots(batch: pa.RecordBatch) -> tuple[Mask, Ints, Ints, Mask]:
-    """(rows of full snapshots, their lsn, their transaction id, rows of other snapshots)."""
+    """(rows of full snapshots, the two numbers of their snapshot, rows of other snapshots)."""
     read = envelope.snapshot_mask(batch).to_numpy(zero_copy_only=False)
     nothing: Ints = np.zeros(len(batch), np.int64)
     if not read.any():
@@ -208,10 +208,4 @@ def _snapshots(batch: pa.RecordBatch) -> tuple[Mask, Ints, Ints, Mask]:
         other &= pc.fill_null(pc.equal(kind, "incremental"), False).to_numpy(zero_copy_only=False)
     else:
         other[:] = False
-    identity = [
-        pc.fill_null(pc.struct_field(source, name).cast(pa.int64()), 0).to_numpy(zero_copy_only=False)
-        if name in names
-        else nothing
-        for name in ("lsn", "txId")
-    ]
-    return read & ~other, identity[0], identity[1], other
+    return read & ~other, *envelope.snapshot_identity(batch), other

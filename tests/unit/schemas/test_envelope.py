@@ -58,8 +58,8 @@ def test_changes_without_a_position_are_refused(bad, place):
 
 
 def test_other_databases_are_refused_by_name():
-    rows = pa.RecordBatch.from_pylist([{"op": "c", "source": {"file": "binlog.1", "pos": 4, "row": 0}}])
-    with pytest.raises(ContractError, match="Postgres"):
+    rows = pa.RecordBatch.from_pylist([{"op": "c", "source": {"scn": "81"}}])
+    with pytest.raises(ContractError, match=r"not known.*Postgres, MySQL and MariaDB"):
         envelope.positions(rows)
 
 
@@ -143,5 +143,5 @@ def test_recognises_envelopes_and_their_row():
 def test_position_reads_what_it_writes():
     assert Position.parse(str(Position(24023104, 3))) == Position(24023104, 3)
     assert Position.parse(str(NOWHERE)) == NOWHERE
-    with pytest.raises(ContractError, match="total_order"):
+    with pytest.raises(ContractError, match="high:low"):
         Position.parse("24023104")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import requests
 from headrace.errors import StackError
 from stack import jars
 from stack.jars import Jar, fetch_sets, jar_path, parse_lock
-from stack.lock_jars import coordinates
+from stack.lock_jars import PLUGINS, coordinates
 
 CONTENT = {"one": b"first", "two": b"second"}
 
@@ -46,10 +47,19 @@ def test_a_malformed_lock_line_is_named(line: str) -> None:
 
 def test_the_repository_lock_is_sound() -> None:
     found = parse_lock(jars.LOCK.read_text())
-    assert {jar.set for jar in found} == {"kafka", "debezium", "converter", "registry", "artemis", "contrib"}
+    assert {jar.set for jar in found} == {
+        "kafka",
+        "debezium",
+        "debezium-mariadb",
+        "converter",
+        "registry",
+        "artemis",
+        "mariadb",
+        "contrib",
+    }
     assert len({(jar.set, jar.file) for jar in found}) == len(found)
     worker_gives = {"kafka-clients", "connect-api", "slf4j-api"}
-    assert not [jar for jar in found if jar.set in ("debezium", "converter") and jar.artifact in worker_gives]
+    assert not [jar for jar in found if jar.set in PLUGINS and jar.artifact in worker_gives]
 
 
 def test_coordinates_are_read_from_maven_layout() -> None:
@@ -110,3 +120,15 @@ def test_cache_folder_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert jars.cache_folder() == tmp_path / "headrace"
     monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "mine"))
     assert jars.cache_folder() == tmp_path / "mine"
+
+
+def test_a_jar_that_is_an_archive_is_unpacked_once(tmp_path: Path) -> None:
+    (jar,) = jars.locked(["mariadb"])
+    path = jars.jar_path(jar, tmp_path)
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("inner/bin/server", "binary")
+    folder = jars.unpacked("mariadb", tmp_path)
+    assert (folder / "inner" / "bin" / "server").read_text() == "binary"
+    path.unlink()
+    assert jars.unpacked("mariadb", tmp_path) == folder

@@ -13,8 +13,8 @@ import pytest
 from headrace.errors import StackError
 from stack import control, jars
 from stack.control import Options, endpoints, external_servers, need_space, wanted
-from stack.ports import choose, is_free
-from stack.servers import SERVERS, connect, kafka, postgres, registry
+from stack.ports import HIGHEST, choose, is_free
+from stack.servers import SERVERS, connect, kafka, mariadb, postgres, registry
 from stack.spec import Place, ProcessSpec
 from stack.state import Plan, acquire, read_plan, supervisor_pid, write_plan
 
@@ -48,6 +48,9 @@ def test_what_is_asked_for_brings_what_it_needs() -> None:
     assert wanted(Options(servers=["connect"]), {"kafka": "elsewhere:9092"}) == ["connect"]
     assert "seaweedfs" not in wanted(Options(), {})
     assert "seaweedfs" in wanted(Options(s3=True), {})
+    assert "mariadb" not in wanted(Options(), {})
+    assert "mariadb" in wanted(Options(mariadb=True), {})
+    assert "mariadb" not in wanted(Options(mariadb=True), {"mariadb": "mysql://root@db.example"})
     with pytest.raises(StackError, match="no server 'oracle'"):
         wanted(Options(servers=["oracle"]), {})
 
@@ -105,8 +108,42 @@ def test_no_password_in_a_file_or_on_a_command_line(place: Place) -> None:
     assert (place.home / "secrets" / "postgres").stat().st_mode & 0o077 == 0
     assert registry.env(place)["APICURIO_DATASOURCE_PASSWORD"] == secret
     assert postgres.coordinates(place)["POSTGRES_PASSWORD"] == secret
+    assert connect.env(place)["MARIADB_PASSWORD"] == place.secret("mariadb")
     rendered = [connect.properties(place), kafka.properties(place), *postgres.command(place)]
-    assert not [text for text in rendered if secret in text]
+    assert not [text for text in rendered if secret in text or place.secret("mariadb") in text]
+
+
+def test_connect_is_told_where_mariadb_will_be_before_it_is_asked_for(tmp_path: Path) -> None:
+    first = control._planned(tmp_path, Options(servers=["postgres", "connect"], external={}), [], alive=False)
+    assert "mariadb" not in first.servers
+    write_plan(tmp_path, first)
+    told = connect.env(first.place(tmp_path, tmp_path))["MARIADB_PORT"]
+    with_it = control._planned(tmp_path, Options(mariadb=True, external={}), [], alive=False)
+    assert told == str(with_it.ports["mariadb"])
+
+
+def test_a_port_kept_for_later_is_given_up_when_somebody_takes_it(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        write_plan(tmp_path, Plan(["connect"], {"mariadb": port}))
+        if port < HIGHEST:
+            planned = control._planned(tmp_path, Options(servers=["connect"], external={}), [], alive=False)
+            assert planned.ports["mariadb"] != port
+            with pytest.raises(StackError, match="is taken by"):
+                control._planned(tmp_path, Options(mariadb=True, external={}), [], alive=False)
+
+
+def test_an_external_mariadb_tells_connect_its_credentials(tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path, {}, external={"mariadb": "mysql://ann:p%40w@db.example"})
+    assert mariadb.url(place, "inv") == "mysql://ann:p%40w@db.example/inv"
+    assert mariadb.coordinates(place) == {
+        "MARIADB_HOST": "db.example",
+        "MARIADB_PORT": "3306",
+        "MARIADB_USER": "ann",
+        "MARIADB_PASSWORD": "p@w",
+    }
 
 
 def test_an_external_postgres_keeps_its_query_and_credentials(tmp_path: Path) -> None:

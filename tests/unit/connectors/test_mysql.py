@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from connectors.connect import load_connector
+from connectors.mysql import HISTORY, POLICY
+from headrace.errors import ContractError
+from headrace.mysql import is_mysql, log_problem
+
+EXAMPLE = Path(__file__).parents[3] / "docs" / "examples" / "inventory.json"
+
+
+def test_the_example_of_the_docs_is_accepted() -> None:
+    connector = load_connector(EXAMPLE)
+    assert {"${env:KAFKA_BOOTSTRAP_SERVERS}", "${env:MARIADB_PASSWORD}"} <= set(connector.placeholders)
+
+
+@pytest.mark.parametrize("engine", ["mariadb.MariaDbConnector", "mysql.MySqlConnector"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (HISTORY + "topic", None),
+        (HISTORY + "bootstrap.servers", None),
+        ("skipped.operations", None),
+        ("skipped.operations", "t"),
+        (POLICY, "compact"),
+        ("provide.transaction.metadata", None),
+    ],
+)
+def test_what_would_lose_changes_is_refused_with_its_field(
+    tmp_path: Path, engine: str, field: str, value: str | None
+) -> None:
+    config = json.loads(EXAMPLE.read_text())["config"] | {
+        "connector.class": f"io.debezium.connector.{engine}",
+        field: value,
+    }
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"name": "one", "config": {k: v for k, v in config.items() if v is not None}}))
+    with pytest.raises(ContractError) as e:
+        load_connector(path)
+    assert e.value.where == f"{path}:{field}"
+
+
+GOOD = {"log_bin": "ON", "binlog_format": "ROW", "binlog_row_image": "FULL"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "statement"),
+    [
+        (GOOD, None),
+        (GOOD | {"binlog_legacy_event_pos": "ON"}, None),
+        (GOOD | {"binlog_legacy_event_pos": "OFF"}, "SET GLOBAL binlog_legacy_event_pos = ON"),
+        (GOOD | {"binlog_transaction_compression": "ON"}, "SET GLOBAL binlog_transaction_compression = OFF"),
+        (GOOD | {"binlog_row_image": "NOBLOB"}, "SET GLOBAL binlog_row_image = FULL"),
+        (GOOD | {"log_bin": "OFF"}, "start the server with log_bin"),
+    ],
+)
+def test_a_log_is_judged_by_the_servers_variables(variables: dict[str, str], statement: str | None) -> None:
+    problem = log_problem(variables)
+    assert (problem and problem[1].partition(";")[0]) == statement
+
+
+def test_urls_of_mariadb_and_mysql() -> None:
+    assert is_mysql("mysql://root@127.0.0.1:3306")
+    assert is_mysql("mariadb://u:p@db.example/inventory")
+    assert not is_mysql("postgresql://u@db.example/inventory")
