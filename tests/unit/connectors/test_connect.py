@@ -29,6 +29,9 @@ def test_a_file_is_refused_with_its_field(tmp_path: Path) -> None:
     for changes, field in (
         ({"provide.transaction.metadata": "false"}, "provide.transaction.metadata"),
         ({"provide.transaction.metadata": None}, "provide.transaction.metadata"),
+        ({"skipped.operations": None}, "skipped.operations"),
+        ({"skipped.operations": "t"}, "skipped.operations"),
+        ({"topic.creation.default.cleanup.policy": "compact,delete"}, "topic.creation.default.cleanup.policy"),
         ({"database.password": "hunter2"}, "database.password"),
         ({"connector.class": None}, "connector.class"),
         ({"tasks.max": ["1"]}, "tasks.max"),
