@@ -10,7 +10,9 @@ Rows of a snapshot have no position: they are upserts, and are never dropped as 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from datetime import date, timedelta
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +23,16 @@ import pyarrow.compute as pc
 from headrace.errors import ContractError
 
 UNAVAILABLE = "__debezium_unavailable_value"
+# Debezium's hstore as JSON, and its array of UUIDs (the name UUID of the placeholder's bytes).
+_UNAVAILABLE_MAP = json.dumps({UNAVAILABLE: UNAVAILABLE}, separators=(",", ":"))
+_UNAVAILABLE_LISTS: list[list[Any]] = [
+    [UNAVAILABLE],
+    [UNAVAILABLE.encode()],
+    [{"key": UNAVAILABLE, "value": UNAVAILABLE}],
+    ["b68a35a7-17ad-35b3-af2a-ae46edb4545a"],
+    list(UNAVAILABLE.encode()),
+    [date(1970, 1, 1) + timedelta(days=byte) for byte in UNAVAILABLE.encode()],
+]
 
 _SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
 
@@ -123,12 +135,26 @@ def source_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
 
 
 def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
-    """True where Debezium could not read a value that did not change (TOAST): the current value stays."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return pc.fill_null(pc.equal(column, UNAVAILABLE), False)
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        return pc.fill_null(pc.equal(column, pa.scalar(UNAVAILABLE.encode(), column.type)), False)
-    return pa.array(np.zeros(len(column), np.bool_))
+    """True where Debezium could not read a value that did not change (TOAST): the current value stays.
+
+    Debezium's placeholders (`UnchangedToastedPlaceholder`): the text, its bytes, an array of that one text, a map of it
+    to itself, and for arrays of integers and dates the numbers of its bytes. For other types it sends null, which
+    cannot be told from a null of the source.
+    """
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return pc.fill_null(pc.is_in(column, pa.array([UNAVAILABLE, _UNAVAILABLE_MAP], kind)), False)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        return pc.fill_null(pc.equal(column, pa.scalar(UNAVAILABLE.encode(), kind)), False)
+    mask = np.zeros(len(column), np.bool_)
+    if pa.types.is_map(kind):
+        column = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+        kind = column.type
+    if pa.types.is_list(kind):
+        length = len(UNAVAILABLE) if pa.types.is_integer(kind.value_type) or pa.types.is_date(kind.value_type) else 1
+        rows = np.flatnonzero(pc.fill_null(pc.equal(pc.list_value_length(column), length), False))
+        mask[rows] = [value in _UNAVAILABLE_LISTS for value in column.take(pa.array(rows)).to_pylist()]
+    return pa.array(mask)
 
 
 def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from governance.verify.values import canonical, difference, from_avro, from_data
 from headrace.errors import DecodeError, UnavailableError
 
 Key = tuple[Hashable, ...]
-META = ("_partition", "_offset", "_timestamp")
+META = ("_partition", "_offset", "_timestamp", "_position", "_order")
 
 
 @dataclass(frozen=True)

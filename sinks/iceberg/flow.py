@@ -220,7 +220,8 @@ class TopicFlow:
             if self._decoded.is_set() and due is None:
                 return
             if due is not None and (due == 0 or self._decoded.is_set()):
-                await self._land(flow, flow.take())
+                for stage in flow.table.stages(flow.take()):
+                    await self._land(flow, stage)
                 continue
             self._arrived.clear()
             with suppress(TimeoutError):

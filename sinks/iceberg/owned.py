@@ -153,6 +153,10 @@ class OwnedTable(ABC):
         self._begin[partition] = begin
         return self.offsets.get(partition, begin)
 
+    def stages(self, slices: Sequence[Slice]) -> list[list[Slice]]:
+        """`slices` in the groups that are to be prepared and committed one after the other; usually one."""
+        return [list(slices)]
+
     @abstractmethod
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         """What `slices` become, and the records that they lose. Slices of a partition are contiguous, in order."""

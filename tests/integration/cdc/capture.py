@@ -28,7 +28,6 @@ from sinks.iceberg.catalog import find_table, open_catalog
 from tests.integration.sinks.iceberg.shop import made_settings, running
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
-OURS = ("_partition", "_offset", "_timestamp", "_lsn", "_order")
 
 
 @dataclass
@@ -88,7 +87,8 @@ class Capture:
         have = Counter(repr([canonical(v) for v in row.values()]) for row in arrow.select(columns).to_pylist())
         if want == have:
             return None
-        return f"database only: {list((want - have).items())[:3]}; table only: {list((have - want).items())[:3]}"
+        missing, surplus = ([row[:300] for row in more][:3] for more in (want - have, have - want))
+        return f"database only: {missing}; table only: {surplus}"
 
     async def equal(self, *names: str, seconds: float = 40) -> None:
         """Return once each table's current state is what the database holds."""
@@ -97,7 +97,7 @@ class Capture:
     async def until(self, wrong: Any, seconds: float = 40) -> None:
         """Return once `wrong()` has nothing to say."""
         deadline = time.monotonic() + seconds
-        while (said := await asyncio.to_thread(wrong)) and time.monotonic() < deadline:
+        while (said := await asyncio.to_thread(wrong)) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.3)
         assert not said, f"{said}; quarantined: {[(q['source_topic'], q['reason']) for q in self._refused()][:5]}"
 

@@ -95,6 +95,24 @@ def test_table_time_snapshot_and_unavailable():
     assert envelope.unavailable_mask(pa.array([1])).to_pylist() == [False]
 
 
+def test_placeholders_of_arrays_and_maps_are_known():
+    """As Debezium 3.6 sends them for large values of these types."""
+    text = envelope.UNAVAILABLE
+    numbers = list(text.encode())
+    for kind, placeholder, other in (
+        (pa.list_(pa.string()), [text], [text, text]),
+        (pa.list_(pa.string()), ["b68a35a7-17ad-35b3-af2a-ae46edb4545a"], [None]),
+        (pa.list_(pa.int32()), numbers, numbers[:-1]),
+        (pa.list_(pa.int64()), numbers, [None] * len(numbers)),
+        (pa.list_(pa.date32()), numbers, []),
+        (pa.map_(pa.string(), pa.string()), [(text, text)], [("a", text)]),
+        (pa.string(), '{"__debezium_unavailable_value":"__debezium_unavailable_value"}', "{}"),
+    ):
+        column = pa.array([other, placeholder, None, placeholder], kind)
+        assert envelope.unavailable_mask(column).to_pylist() == [False, True, False, True]
+        assert envelope.unavailable_mask(column.slice(1, 2)).to_pylist() == [True, False]
+
+
 def test_recognises_envelopes_and_their_row():
     row = {"type": "record", "name": "Value", "fields": [{"name": "id", "type": "long"}]}
     avro = {
