@@ -23,6 +23,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation
 
+from headrace import metrics
 from headrace.errors import ContractError
 from headrace.keyindex import Keys, hash_keys
 from schemas import envelope
@@ -109,6 +110,10 @@ class CurrentTable(KeyedTable):
         super()._opened(table)
 
     _added: Added = {}  # noqa: RUF012  (replaced, never changed in place)
+
+    @property
+    def _fixed(self) -> Sequence[str]:
+        return self.key
 
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
@@ -305,6 +310,7 @@ class CurrentTable(KeyedTable):
             self._remake(lambda: rekeyed(self._existing, self.topic, *key))
         added = new_columns(slices, self._existing.schema(), self._added)
         if added:
+            metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
             self._remake(lambda: backfilled(self._existing, added))
 
     def _remake(self, change: Callable[[], Change]) -> None:

@@ -20,7 +20,7 @@ from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
-from sinks.iceberg.owned import OwnedTable, Prepared, Source
+from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Slice
@@ -54,6 +54,8 @@ class TableFlow:
     nbytes: int = 0
     since: float | None = None
     trouble: str | None = None
+    # Why the last batch lost rows to the quarantine, if by their type.
+    refused: str | None = None
 
     @property
     def flow(self) -> tuple[str, str]:
@@ -156,7 +158,7 @@ class TopicFlow:
     @property
     def problems(self) -> list[str]:
         """What keeps the topic from moving, if anything."""
-        found = [self.trouble, *(flow.trouble for flow in self.tables)]
+        found = [self.trouble, *(text for flow in self.tables for text in (flow.trouble, flow.refused))]
         return [text for text in found if text]
 
     def feed(self, chunk: Chunk) -> None:
@@ -272,6 +274,10 @@ class TopicFlow:
         metrics.LAST_COMMIT.labels(name).set(now)
         metrics.BATCH_ROWS.labels(*flow.flow).observe(sum(len(part) for part in prepared.slices))
         refused = 0
+        retyped = next((r.reasons[0] for r in prepared.rejects if r.rule == TYPE_RULE and r.reasons), None)
+        if retyped is not None and flow.refused is None:
+            log.error("a column has another type now, its rows go to the quarantine", table=name, reason=retyped)
+        flow.refused = retyped and f"rows go to the quarantine: {retyped}"
         for reject in prepared.rejects:
             refused += len(reject.rows)
             metrics.ROWS_QUARANTINED.labels(*flow.flow, reject.rule).inc(len(reject.rows))

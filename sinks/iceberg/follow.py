@@ -27,7 +27,7 @@ from schemas.defaults import default_scalar
 from schemas.envelope import Position
 from schemas.types import iceberg_arrow
 from sinks.iceberg import progress
-from sinks.iceberg.applicable import mask_of, writes
+from sinks.iceberg.applicable import mask_of, source_table, writes
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change
 from sinks.iceberg.evolve import merge
@@ -153,19 +153,33 @@ def rekeyed(table: Table, topic: str, key: tuple[str, ...], since: Position) -> 
 def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[str, Column]:
     """Columns with a default that slices have and the table has not."""
     found: dict[str, Column] = {}
-    have = set(schema.column_names) | set(known)
+    have = {field.name for field in schema.fields}
     for part in slices:
         if part.schema is None or not envelope.is_envelope(part.schema):
             continue
-        fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"] if f["name"] not in have}
-        at = first_place(part) if fields else None
-        for name, field in fields.items():
-            value = default_scalar(field)
+        fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
+        fresh = fields.keys() - have - known.keys()
+        at = first_place(part) if fresh else None
+        without = []
+        for name in sorted(fresh):
+            value = default_scalar(fields[name])
             if value is None or at is None:
-                log.warning("rows of before have no value for a new column", topic=part.topic, column=name)
+                without.append(name)
             elif name not in found or at < found[name].at:
-                found[name] = Column(at, field, value)
+                found[name] = Column(at, fields[name], value)
+        gone = sorted(name for name in have - fields.keys() if not name.startswith("_"))
+        if without and (gone or any(_filled(fields[name]) for name in without)):
+            table = source_table(part.topic)
+            log.warning(
+                "rows of before are null in new columns: renamed, or of a computed default? then read them again",
+                topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
+            )  # fmt: skip
     return found
+
+
+def _filled(field: Mapping[str, Any]) -> bool:
+    """Whether the source fills rows of before with something that the schema does not say."""
+    return field.get("default") is not None or not isinstance(field["type"], list)
 
 
 def added_columns(properties: Mapping[str, str]) -> dict[str, Column]:
