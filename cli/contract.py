@@ -1,4 +1,4 @@
-"""`headrace contract`: check, register, draft and list the contracts of the content folders."""
+"""`headrace contract`: check, register, draft, list and compare the contracts of the content folders."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from headrace.config import Settings, load_settings
 from headrace.errors import ConfigError, ContractError, SchemaNotFoundError, UnavailableError
 from schemas.check import Report, check_folders
 from schemas.contracts import FOLDER, Contract, Problem, load_contracts
+from schemas.diff import Difference, differences, history
 from schemas.draft import contract_text, draft_contract, file_name
 from schemas.names import subject
 from schemas.register import current_version, register_contracts, registered
@@ -22,7 +23,7 @@ from schemas.release import write_released
 from schemas.rules import compile_rules
 from schemas.sample import decode_values, recent_values
 
-app = typer.Typer(help="Check, register, draft and list contracts.", no_args_is_help=True)
+app = typer.Typer(help="Check, register, draft, list and compare contracts.", no_args_is_help=True)
 
 
 @app.command()
@@ -132,6 +133,53 @@ def draft(
     else:
         print(path)
         say(f"from {len(rows)} records; next: fill it in, then `headrace contract check`")
+
+
+@app.command()
+def diff(
+    name: Annotated[str, typer.Argument(metavar="TOPIC-or-CONTRACT", help="A topic, or the name of a contract.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """What each version of a topic's schemas in the registry changed, when, and what the contract says otherwise.
+
+    Of change events the rows count. Dates are known where the registry is Apicurio's.
+    """
+    settings = load_settings()
+    contracts = load_contracts(settings.content)
+    contract = contracts.by_name.get(name) or contracts.by_topic.get(name)
+    topic = contract.topic if contract else name
+    registry = _registry(settings)
+    steps = history(registry, topic)
+    if not steps:
+        raise SchemaNotFoundError(f"no schema is registered under {subject(topic, 'value')}", where=topic)
+    latest = _latest(registry, topic, "value")
+    apart = differences(latest, contract.avro) if contract and latest else []
+    if as_json:
+        versions = [asdict(s) | {"differences": [_difference(d) for d in s.differences]} for s in steps]
+        print_json(
+            {
+                "topic": topic,
+                "versions": versions,
+                "contract": contract and {"name": contract.name, "differences": [_difference(d) for d in apart]},
+            }
+        )
+        return
+    rows = [
+        {"version": f"{s.part} {s.version}", "registered": s.created, **_difference(d)}
+        for s in steps
+        for d in s.differences
+    ]
+    rows += [{"version": "contract", "registered": None, **_difference(d)} for d in apart]
+    print_rows(rows, ("version", "registered", "field", "change", "was", "now"))
+
+
+def _difference(difference: Difference) -> dict[str, str | None]:
+    return {
+        "field": difference.at,
+        "change": difference.change,
+        "was": difference.was,
+        "now": difference.now,
+    }
 
 
 def _row(contract: Contract, version: int | None, *, details: bool) -> dict[str, Any]:

@@ -139,6 +139,25 @@ def _check(connector: Connector) -> None:
         )
     if is_binlog(config):
         check_file(config, path)
+    if debezium:
+        _check_truncates(connector)
+
+
+def _check_truncates(connector: Connector) -> None:
+    """Debezium leaves truncations out by default, and writes them without a key, which Kafka refuses in a compacted
+    topic: the connector would fail at the first TRUNCATE, and at any row of a table without a key."""
+    if connector.config.get("skipped.operations", "t") != "none":
+        raise ContractError(
+            'must be "none": otherwise the rows of a TRUNCATE stay in the lake for ever',
+            where=f"{connector.path}:skipped.operations",
+        )
+    policy = "topic.creation.default.cleanup.policy"
+    if "compact" in connector.config.get(policy, ""):
+        raise ContractError(
+            "must not be compact: the connector fails at a TRUNCATE, and at a table without a key",
+            where=f"{connector.path}:{policy}",
+            hint='write "delete", and "topic.creation.default.retention.ms": "-1" to keep every change',
+        )
 
 
 def refusals(validation: dict[str, Any]) -> list[Problem]:

@@ -10,7 +10,6 @@ from headrace.mysql import require_row_log
 
 CLASSES = ("io.debezium.connector.mariadb.", "io.debezium.connector.mysql.")
 HISTORY = "schema.history.internal.kafka."
-POLICY = "topic.creation.default.cleanup.policy"
 
 
 def is_binlog(config: Mapping[str, str]) -> bool:
@@ -29,17 +28,6 @@ def check_file(config: Mapping[str, str], path: Path) -> None:
                 where=f"{path}:{HISTORY}{key}",
                 hint=hint,
             )
-    if config.get("skipped.operations", "t") != "none":
-        raise ContractError(
-            'must be "none": otherwise the rows of a TRUNCATE stay in the lake for ever',
-            where=f"{path}:skipped.operations",
-        )
-    if "compact" in config.get(POLICY, ""):
-        raise ContractError(
-            "must not be compact: the connector fails at a TRUNCATE, and at a table without a key",
-            where=f"{path}:{POLICY}",
-            hint='write "delete", and "topic.creation.default.retention.ms": "-1" to keep every change',
-        )
 
 
 def check_server(config: Mapping[str, str], databases: Mapping[str, str]) -> None:

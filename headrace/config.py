@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -75,12 +75,18 @@ class LakeSettings(Section):
     properties: dict[str, str] = Field(default_factory=dict, description="further pyiceberg catalog properties")
 
 
+Retyped = Literal["quarantine", "column"]
+
+
 class SinkSettings(Section):
     freshness_seconds: float = Field(5.0, gt=0, description="a table is committed at least this often")
     max_rows: int = Field(1_000_000, ge=1, description="or when this many rows wait")
     compact_every: int = Field(30, ge=2, description="commits of a table between compactions")
     file_bytes: int = Field(64 << 20, ge=1 << 20, description="size that compaction makes of small files")
     exclude: list[str] = Field(default_factory=list, description="topics (regular expressions) never landed")
+    retyped: Retyped = Field(
+        "quarantine", description="rows whose column has another type now: quarantine, or column for one of its own"
+    )
 
 
 class WorkerSettings(Section):

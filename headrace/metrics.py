@@ -34,4 +34,7 @@ COMMIT_SECONDS = Histogram(
     buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 LAST_COMMIT = Gauge("headrace_sink_last_commit_timestamp_seconds", "When the table was last committed", ("table",))
+SCHEMA_CHANGES = Counter(
+    "headrace_sink_schema_changes", "Columns added, widened or filled as their source changed", ("table", "change")
+)
 BUILD = Info("headrace_build", "Version of the running code", registry=REGISTRY)

@@ -137,7 +137,12 @@ def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
     """
     mask = np.zeros(len(column), np.bool_)
     kind = column.type
-    if pa.types.is_list(kind):
+    if pa.types.is_map(kind):
+        # An hstore as a map has the placeholder as its one key.
+        column = column.cast(pa.list_(pa.struct([("key", kind.key_type), ("value", kind.item_type)])))
+        rows = np.flatnonzero(pc.fill_null(pc.equal(pc.list_value_length(column), 1), False))
+        mask[rows] = _equal(pc.struct_field(column.take(pa.array(rows)).flatten(), "key"), UNAVAILABLE)
+    elif pa.types.is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
         numbers = pa.types.is_integer(kind.value_type) or pa.types.is_date32(kind.value_type)
         rows = np.flatnonzero(lengths == (len(_CODES) if numbers else 1))

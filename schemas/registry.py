@@ -122,6 +122,23 @@ class Registry:
         except SchemaNotFoundError:
             return []
 
+    def created(self, subject: str) -> dict[int, str]:
+        """When versions of a subject were registered, in ISO 8601. Confluent's API does not say: only Apicurio's own
+        does, so the dates are missing elsewhere. Raises `UnavailableError`."""
+        base, found, _ = self.url.partition("/apis/ccompat/")
+        if not found:
+            return {}
+        url = f"{base}/apis/registry/v3/groups/default/artifacts/{quote(subject, safe='')}/versions"
+        try:
+            response = self._client.get(url, params={"limit": "1000"})
+            if response.status_code != 200:
+                return {}
+            return {int(v["version"]): str(v["createdOn"]) for v in response.json()["versions"]}
+        except httpx.HTTPError as e:
+            raise UnavailableError(f"the registry at {self.url} cannot be reached: {type(e).__name__}") from e
+        except (ValueError, KeyError, TypeError):
+            return {}
+
     def subjects(self) -> list[str]:
         return sorted(self._ask("GET", "/subjects"))
 

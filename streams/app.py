@@ -41,8 +41,9 @@ from streams.transport import BUFFER_CHUNKS
 log = get_logger("worker")
 
 AGENTS = Path("streams") / "agents"
-# A change topic made before its connector: like the connectors make it, never losing the last change of a row.
-CHANGE_TOPIC = {"cleanup.policy": "compact", "min.compaction.lag.ms": "604800000", "delete.retention.ms": "604800000"}
+# A change topic made before its connector: like the connectors make it. Not compacted: Kafka refuses records without a
+# key there, and a truncation has none.
+CHANGE_TOPIC = {"retention.ms": "-1"}
 LAG_SECONDS = 2.0
 STOP_SECONDS = 15.0
 RESTORE_SECONDS = 600.0
@@ -297,10 +298,7 @@ def declared_lookups(agents: Iterable[Agent]) -> dict[str, Lookup]:
 
 
 def _source_spec(contract: Contract | None) -> TopicSpec:
-    if contract is None or not contract.is_cdc:
-        return TopicSpec()
-    # Kafka refuses records without a key in a compacted topic.
-    return TopicSpec(config=CHANGE_TOPIC if contract.key else {"retention.ms": "-1"})
+    return TopicSpec(config=CHANGE_TOPIC) if contract is not None and contract.is_cdc else TopicSpec()
 
 
 async def _crashed(app: Any) -> None:

@@ -30,7 +30,7 @@ from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 
 Key = tuple[Hashable, ...]
-META = ("_partition", "_offset", "_timestamp")
+META = ("_partition", "_offset", "_timestamp", "_position", "_order")
 NOWHERE = (-1, -1)
 
 

@@ -2,34 +2,55 @@
 
 Each batch is folded to its last change per key, and lands as new rows, position deletes of the rows they replace, the
 topic's offsets and the highest log position, in one snapshot. A change whose position is not above the partition's
-highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts. A changed key arrives as a delete and a
-create. A truncate removes everything before it. A table without a key only grows; its updates and deletes cannot be
-applied and go to the quarantine.
+highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts. A changed key value arrives as a delete
+and a create. A truncation raises the table's floor (see `places`). When the source's columns or key change, the rows
+that are there are made anew first, in a snapshot of their own (see `follow`).
+
+A table without a key grows. Its updates and deletes find their row by all its values, which needs an order: a topic of
+one partition. A row read by a full snapshot replaces everything older than that snapshot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation
 
+from headrace import metrics
 from headrace.errors import ContractError
 from headrace.keyindex import Keys, hash_keys
 from schemas import envelope
 from schemas.envelope import NOWHERE, Position
-from sinks.iceberg import progress
+from sinks.iceberg import progress, wholerows
+from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
 from sinks.iceberg.changes import Folded, fold, join
-from sinks.iceberg.commit import trouble
+from sinks.iceberg.commit import Change, trouble
+from sinks.iceberg.evolve import Evolution
+from sinks.iceberg.follow import (
+    Added,
+    absent_filled,
+    added_columns,
+    backfilled,
+    new_columns,
+    new_key,
+    rekeyed,
+    row_changes,
+    staged,
+)
 from sinks.iceberg.keyed import KeyedTable, Merging
-from sinks.iceberg.owned import Prepared
+from sinks.iceberg.owned import Prepared, Source
+from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.remake import raised
+from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
-from sinks.iceberg.toast import fill_unavailable, with_placeholders
+from sinks.iceberg.toast import Moves, fill_unavailable, with_placeholders
 from sinks.iceberg.upsert import take_rows
 
 Mask = npt.NDArray[np.bool_]
@@ -40,202 +61,311 @@ STAGE = "current"
 
 @dataclass(frozen=True, eq=False)
 class Changes:
-    """Applicable changes of one slice: `rows` (after, with coordinates), what each leaves, and its key."""
+    """Applicable changes of one slice: `rows` (after, with coordinates and places), what each leaves, and its key.
+
+    `created` says which made a row. `before` has the rows before, of a table without a key, and `going` says which
+    changes have one.
+    """
 
     slice: Slice
     rows: pa.RecordBatch
     present: Mask
     keys: Keys
+    places: Places
+    going: Mask
+    created: Mask
+    before: pa.RecordBatch | None = None
+
+
+@dataclass(eq=False)
+class Settling(Merging):
+    """`dead` are rows to delete that no key leads to, by file."""
+
+    dead: list[tuple[DataFile, Int64]] = field(default_factory=list)
 
 
 class CurrentTable(KeyedTable):
     """Current state by the key of the topic's records, which the first records (or the table's property) tell."""
 
     _key_known = False
+    _key_since = NOWHERE
+    _partitions = 1
+    _remaking: Change | None = None
+
+    def open(self, source: Source) -> dict[int, int]:
+        self._partitions = len(source.begin)
+        return super().open(source)
+
+    def admit(self, partition: int, begin: int) -> int:
+        self._partitions = max(self._partitions, partition + 1)
+        return super().admit(partition, begin)
 
     def _opened(self, table: Table) -> None:
         stored = table.properties.get(progress.KEY)
         if stored is not None:
             self._learn(tuple(filter(None, stored.split(","))))
+        since = table.properties.get(progress.key_since_property(self.topic))
+        self._key_since = Position.parse(since) if since else NOWHERE
+        self._added = added_columns(table.properties)
         super()._opened(table)
+
+    _added: Added = {}  # noqa: RUF012  (replaced, never changed in place)
+
+    @property
+    def _fixed(self) -> Sequence[str]:
+        return self.key
 
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
 
+    @property
+    def floor(self) -> Position:
+        """Nothing below it is live."""
+        stored = self.properties.get(progress.floor_property(self.topic))
+        return Position.parse(stored) if stored else NOWHERE
+
+    def stages(self, slices: Sequence[Slice]) -> list[list[Slice]]:
+        return staged(slices)
+
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
+        self._finish_remaking()
+        self._follow(slices)
         rejects: list[Reject] = []
         marks: dict[int, Position] = {}
         parts: list[Changes] = []
-        dropped, truncate = 0, False
+        dropped, emptied, floor = 0, False, self.floor
         for part in slices:
             if not part.batch.num_rows:
                 continue
-            keep = np.ones(part.batch.num_rows, np.bool_)
-            for rule, mask, reason in self._unfit(part):
-                mask &= keep
-                if mask.any():
-                    keep &= ~mask
-                    rejects.append(Reject(part, part.rows[mask], STAGE, rule, (reason,) * int(mask.sum())))
-            fresh = self._fresh(part, keep, marks, rejects)
+            keep = self._applicable(part, rejects)
+            if not envelope.is_envelope(part.batch.schema):
+                continue
+            places = self._places(part, keep, rejects)
+            fresh = self._fresh(part, places, keep, marks)
             dropped += int((keep & ~fresh).sum())
-            for changes in self._changes(part, keep & fresh):
-                if changes is None:
-                    truncate, parts = True, []
-                else:
-                    parts.append(changes)
+            keep &= fresh
+            truncates = np.flatnonzero(mask_of(pc.equal(envelope.operations(part.batch), "t")) & keep)
+            if len(truncates):
+                floor = max(floor, places.take(truncates).highest)
+                if (places.high[truncates] < 0).any():
+                    emptied, parts = True, []
+                keep &= np.arange(len(keep)) > truncates[-1]
+            if not self.key:
+                floor = max(floor, _snapshot(part.batch, places, keep))
+            parts.append(self._changes(part, keep, places))
+        if floor > self.floor and self.table is not None:
+            self._remake(lambda: raised(self._existing, floor, {progress.floor_property(self.topic): str(floor)}))
+        parts = [_standing(changes, floor) for changes in parts]
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], STAGE)
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
-        merging = self._merge(parts, truncate, fitted, rejects)
+        merging = self._merge(parts, fitted, rejects)
         merging.slices, merging.dropped = slices, dropped
+        merging.truncate = emptied and self.table is not None
         merging.state = {
             progress.position_property(self.topic, partition): str(mark)
             for partition, mark in marks.items()
             if mark != NOWHERE
         }
+        if floor != NOWHERE:
+            merging.state[progress.floor_property(self.topic)] = str(floor)
         return merging
 
-    def _unfit(self, part: Slice) -> Iterator[tuple[str, Mask, str]]:
-        """Rules that keep records from being applied: name, mask over the batch's rows, reason. Later ones may rely on
-        earlier ones."""
-        batch = part.batch
-        everything = np.ones(batch.num_rows, np.bool_)
-        if not envelope.is_envelope(batch.schema):
-            yield "envelope", everything, "the record is not a change event"
-            return
-        op = envelope.operations(batch)
-        table = ".".join(self.topic.split(".")[-2:])
-        yield "source table", _mask(pc.invert(envelope.is_of(batch, table))), f"the change is not of {table}"
-        yield "op", ~_mask(pc.is_in(op, pa.array(["c", "r", "u", "d", "t", "m"]))), "no such operation"
-        writes, deletes = _writes(op), _mask(pc.equal(op, "d"))
-        lacks = ~_mask(envelope.has_row(batch, "after"))
-        yield "after", writes & lacks, "the change has no row after it"
-        if not (writes | deletes).any():
-            return
-        if part.key_fields is None:
-            yield "key", writes | deletes, "the record's key is not a record with named fields"
-            return
-        if not self._key_known:
+    def _applicable(self, part: Slice, rejects: list[Reject]) -> Mask:
+        """The rows that can be applied; the others become rejects, with the first rule that they break."""
+        if not self._key_known and part.key_fields is not None and row_changes(part).any():
             self._learn(part.key_fields)
-        if part.key_fields != self.key:
-            have, want = (", ".join(key) or "none" for key in (part.key_fields, self.key))
-            yield "key", writes | deletes, f"the record's key is ({have}), the table's ({want})"
-            return
-        if not self.key:
-            yield "key", deletes | _mask(pc.equal(op, "u")), "an update or delete of a table without a key"
-            return
-        missing = set(self.key) - {f.name for f in batch.schema.field("after").type}
-        if missing:
-            yield "key", writes | deletes, f"the row has no {', '.join(sorted(missing))}"
-            return
-        bare = ~_mask(envelope.has_row(batch, "before"))
-        yield "before", deletes & bare, "the delete does not say what it deletes; set REPLICA IDENTITY"
-        for name in self.key:
-            after, before = (_child(batch, side, name) for side in ("after", "before"))
-            null = np.where(deletes, _mask(pc.is_null(before)), _mask(pc.is_null(after)))
-            yield "key", (writes | deletes) & null, f"{name} is null"
+        keep = np.ones(part.batch.num_rows, np.bool_)
+        for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
+            mask &= keep
+            if mask.any():
+                keep &= ~mask
+                rejects.append(Reject(part, part.rows[mask], STAGE, rule, (reason,) * int(mask.sum())))
+        return keep
 
-    def _fresh(self, part: Slice, keep: Mask, marks: dict[int, Position], rejects: list[Reject]) -> Mask:
-        """Which rows are no repeats; moves the partition's mark. Without positions all are fresh for a keyed table,
-        which converges all the same, and none for one without a key."""
-        fresh = np.ones(part.batch.num_rows, np.bool_)
-        if not keep.any():
-            return fresh
-        if part.partition not in marks:
-            stored = self.properties.get(progress.position_property(self.topic, part.partition))
-            marks[part.partition] = Position.parse(stored) if stored else NOWHERE
-        mark = marks[part.partition]
+    def _places(self, part: Slice, keep: Mask, rejects: list[Reject]) -> Places:
+        """Where the kept rows are in the log. Without positions a keyed table converges all the same, one without a key
+        would double what is repeated: its rows are refused."""
+        places = Places.unknown(len(keep))
         rows = np.flatnonzero(keep)
+        if not len(rows):
+            return places
         try:
-            lsn, order = envelope.positions(_rows_of(envelope.placed(part.batch), rows))
+            known = Places.of(_rows_of(envelope.placed(part.batch), rows))
         except ContractError as e:
             if not self.key:
                 rejects.append(Reject(part, part.rows[keep], STAGE, "position", (str(e),) * len(rows)))
                 keep[:] = False
-            return fresh
-        fresh[rows] = envelope.after_position(lsn, order, mark)
-        marks[part.partition] = envelope.highest(lsn, order, mark)
+            return places
+        places.high[rows], places.low[rows] = known.high, known.low
+        return places
+
+    def _fresh(self, part: Slice, places: Places, keep: Mask, marks: dict[int, Position]) -> Mask:
+        """Which rows are no repeats; moves the partition's mark. Rows of a snapshot, and those without a place, always
+        are none."""
+        rows = np.flatnonzero(keep & (places.high >= 0) & ~mask_of(envelope.snapshot_mask(part.batch)))
+        if part.partition not in marks:
+            stored = self.properties.get(progress.position_property(self.topic, part.partition))
+            marks[part.partition] = Position.parse(stored) if stored else NOWHERE
+        fresh = np.ones(len(keep), np.bool_)
+        mark, mine = marks[part.partition], places.take(rows)
+        fresh[rows] = envelope.after_position(mine.high, mine.low, mark)
+        marks[part.partition] = envelope.highest(mine.high, mine.low, mark)
         return fresh
 
-    def _changes(self, part: Slice, keep: Mask) -> Iterator[Changes | None]:
-        """The kept changes (maybe none: then only the columns count); before them None when they follow a truncate."""
-        if not envelope.is_envelope(part.batch.schema):
-            return
+    def _changes(self, part: Slice, keep: Mask, places: Places) -> Changes:
+        """The kept changes (maybe none: then only the columns count)."""
         op = envelope.operations(part.batch)
-        truncates = np.flatnonzero(_mask(pc.equal(op, "t")) & keep)
-        if len(truncates):
-            yield None
-            keep = keep & (np.arange(len(keep)) > truncates[-1])
-        present = _writes(op)
-        rows = np.flatnonzero(keep & (present | _mask(pc.equal(op, "d"))))
-        batch = _rows_of(part.batch, rows)
-        present = present[rows]
+        present = writes(op)
+        rows = np.flatnonzero(keep & (present | mask_of(pc.equal(op, "d"))))
+        batch, present, places = _rows_of(part.batch, rows), present[rows], places.take(rows)
         after = with_coordinates(envelope.row_batch(batch, "after"), part, part.rows[rows])
-        yield Changes(part, after, present, self._keys(batch, present))
+        after = pa.RecordBatch.from_arrays(
+            [*after.columns, *places.columns()], schema=pa.schema([*after.schema, *COLUMNS])
+        )
+        after = absent_filled(after, places, self._added)
+        before = None if self.key else envelope.row_batch(batch, "before")
+        going = mask_of(envelope.has_row(batch, "before"))
+        created = mask_of(pc.equal(envelope.operations(batch), "c"))
+        return Changes(part, after, present, self._keys(batch, present), places, going, created, before)
 
     def _keys(self, batch: pa.RecordBatch, present: Mask) -> Keys:
         if not self.key or not batch.num_rows:
             nothing = np.zeros(batch.num_rows, np.uint64)
             return Keys(nothing, nothing)
         if present.all():
-            return hash_keys([_child(batch, "after", name) for name in self.key])
+            return hash_keys([child(batch, "after", name) for name in self.key])
         side = pa.array(present)
-        return hash_keys([pc.if_else(side, _child(batch, "after", n), _child(batch, "before", n)) for n in self.key])
+        return hash_keys([pc.if_else(side, child(batch, "after", n), child(batch, "before", n)) for n in self.key])
 
-    def _merge(self, parts: list[Changes], truncate: bool, fitted: Prepared, rejects: list[Reject]) -> Merging:
+    def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Settling:
+        rejects = fitted.rejects + rejects
+        if not self.key:
+            return self._settle(parts, fitted, rejects)
         keys = join([c.keys for c in parts])
         present = np.concatenate([np.empty(0, np.bool_), *(c.present for c in parts)])
-        if self.key:
-            folded = fold(keys, present)
-        else:
-            nothing = join([])
-            folded = Folded(np.flatnonzero(present), nothing, nothing)
+        folded = fold(keys, present)
         batches = [c.rows for c in parts]
         rows = take_rows(batches, folded.write)
-        if self.key and (names := with_placeholders(rows)):
+        if names := with_placeholders(rows):
+            high, low = (np.concatenate([getattr(c.places, side) for c in parts]) for side in ("high", "low"))
+            moves = Moves.of(high, low, np.concatenate([c.created for c in parts]), present)
             with trouble(self.name):
-                filled, unresolved = fill_unavailable(self, names, batches, keys, present, folded.write, fitted.columns)
-            rejects += self._unavailable(parts, folded.write[unresolved])
+                filled, unresolved = fill_unavailable(
+                    self, names, batches, keys, present, folded.write, fitted.columns, moves
+                )
+            reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
+            rejects += _refused(parts, folded.write[unresolved], "value", reason)
             kept = np.flatnonzero(~unresolved)
             folded = Folded(folded.write[kept], folded.keys.take(kept), folded.touched)
             rows = filled.take(pa.array(kept)).to_batches()
-        return Merging(
-            fitted.slices,
-            fitted.columns,
-            rows,
-            fitted.rejects + rejects,
-            keys=folded.keys,
-            touched=folded.touched,
-            truncate=truncate and self.table is not None,
+        return Settling(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
+
+    def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Settling:
+        """Changes of a table without a key, in their order."""
+        batches = [c.rows for c in parts]
+        starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
+        batch = wholerows.Batch(np.concatenate([np.empty(0, np.bool_), *(c.present for c in parts)]))
+        for number, changes in enumerate(parts):
+            going = changes.going
+            if not going.any() or changes.before is None:
+                continue
+            names = changes.before.schema.names
+            after = pa.concat_tables([fit_rows(rows, fitted.columns) for rows in batches[: number + 1]])
+            before = fit_rows(changes.before, pa.schema([fitted.columns.field(name) for name in names]))
+            start = int(starts[number])
+            with trouble(self.name):
+                missing = batch.apply(
+                    start,
+                    going,
+                    wholerows.row_names(before, names),
+                    changes.present,
+                    wholerows.row_names(after, names),
+                    self.table,
+                    names,
+                )
+            rejects += _refused(parts, start + missing, "before", "the row that it changes is not in the table")
+        rows = take_rows(batches, np.flatnonzero(batch.alive))
+        return Settling(fitted.slices, fitted.columns, rows, rejects, dead=list(batch.dead.values()))
+
+    def _plan(self, prepared: Prepared, base: Change, evolution: Evolution, rows: pa.Table) -> Change:
+        assert isinstance(prepared, Settling)
+        change = super()._plan(prepared, base, evolution, rows)
+        if not prepared.dead:
+            return change
+        writer = self._writer(evolution)
+        return replace(
+            change,
+            delete_files=[writer.write_deletes(file, positions) for file, positions in prepared.dead],
+            operation=Operation.OVERWRITE if change.data_files else Operation.DELETE,
+            head=(self._existing.metadata.current_snapshot_id,),
         )
 
-    def _unavailable(self, parts: list[Changes], rows: Int64) -> list[Reject]:
-        """Changes that lack a value which neither the batch nor the table has."""
-        reason = "an unchanged large value was not sent and is not known here; set REPLICA IDENTITY FULL"
-        starts = np.cumsum([0, *(c.rows.num_rows for c in parts)])
-        rejects = []
-        for i, changes in enumerate(parts):
-            mine = rows[(rows >= starts[i]) & (rows < starts[i + 1])] - starts[i]
-            if len(mine):
-                offsets = changes.rows.column("_offset").to_numpy()[mine]
-                records = np.searchsorted(changes.slice.offsets, offsets)
-                rejects.append(Reject(changes.slice, records, STAGE, "value", (reason,) * len(mine)))
-        return rejects
+    def _follow(self, slices: Sequence[Slice]) -> None:
+        """Bring the rows that are there under the source's present key and columns, before new ones come."""
+        if self.table is None:
+            return
+        key = new_key(slices, self.key, self._key_since) if self._key_known and self.key else None
+        if key is not None:
+            self._remake(lambda: rekeyed(self._existing, self.topic, *key))
+        added = new_columns(slices, self._existing.schema(), self._added)
+        if added:
+            metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
+            self._remake(lambda: backfilled(self._existing, added))
+
+    def _remake(self, change: Callable[[], Change]) -> None:
+        """Commit a change of all rows. After an `UnavailableError` it is committed before anything else."""
+        with trouble(self.name):
+            self._remaking = change()
+        self._finish_remaking()
+
+    def _finish_remaking(self) -> None:
+        if self._remaking is not None and self._committer is not None:
+            self._committer.commit(self._remaking)
+            self._opened(self._committer.table)
+        self._remaking = None
 
 
-def _mask(array: Any) -> Mask:
-    out: Mask = pc.fill_null(array, False).to_numpy(zero_copy_only=False)
-    return out
+def _snapshot(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:
+    """The floor that rows of a full snapshot are: all older rows were read again, or are gone."""
+    source = batch.column("source")
+    rows = keep & mask_of(envelope.snapshot_mask(batch))
+    if rows.any() and "snapshot" in {f.name for f in source.type}:
+        rows &= ~mask_of(pc.equal(pc.struct_field(source, "snapshot"), "incremental"))
+    return places.take(rows).highest if rows.any() else NOWHERE
+
+
+def _standing(changes: Changes, floor: Position) -> Changes:
+    """Without what a floor has taken."""
+    below = changes.places.below(floor)
+    if not below.any():
+        return changes
+    rows = np.flatnonzero(~below)
+    return replace(
+        changes,
+        rows=_rows_of(changes.rows, rows),
+        present=changes.present[rows],
+        keys=changes.keys.take(rows),
+        places=changes.places.take(rows),
+        before=None if changes.before is None else _rows_of(changes.before, rows),
+        going=changes.going[rows],
+        created=changes.created[rows],
+    )
+
+
+def _refused(parts: list[Changes], rows: Int64, rule: str, reason: str) -> list[Reject]:
+    """Changes, numbered through all slices, that cannot be applied after all."""
+    starts = np.cumsum([0, *(c.rows.num_rows for c in parts)])
+    rejects = []
+    for i, changes in enumerate(parts):
+        mine = rows[(rows >= starts[i]) & (rows < starts[i + 1])] - starts[i]
+        if len(mine):
+            offsets = changes.rows.column("_offset").to_numpy()[mine]
+            records = np.searchsorted(changes.slice.offsets, offsets)
+            rejects.append(Reject(changes.slice, records, STAGE, rule, (reason,) * len(mine)))
+    return rejects
 
 
 def _rows_of(batch: pa.RecordBatch, rows: Int64) -> pa.RecordBatch:
     """These rows, ascending; not copied when they are all."""
     return batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))
-
-
-def _writes(op: pa.StringArray) -> Mask:
-    return _mask(pc.is_in(op, pa.array(["c", "r", "u"])))
-
-
-def _child(batch: pa.RecordBatch, side: str, name: str) -> pa.Array:
-    return pc.struct_field(batch.column(side), name)

@@ -2,11 +2,13 @@
 
 Widening is int to long, float to double and more digits for a decimal of the same scale, at any depth. A column that a
 writer no longer has stays, null in its new rows. Rows whose type cannot be brought into the table's are not landed:
-they go to the quarantine with the reason that `merge` gives.
+they go to the quarantine with the reason that `merge` gives, or their values to a column of their own (`set_aside`).
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -33,6 +35,53 @@ class Refused(Exception):
 def merge(table: pa.Schema, writer: pa.Schema) -> pa.Schema:
     """The table's columns widened by the writer's, new ones at the end. Raises `Refused`."""
     return pa.schema(_merge_fields(list(table), list(writer), ""))
+
+
+def changes(before: pa.Schema, after: pa.Schema) -> list[tuple[str, str]]:
+    """What `merge` did, column by column: ("added", name) or ("widened", name), dotted for nested ones."""
+    return list(_changes(pa.struct(list(before)), pa.struct(list(after)), ""))
+
+
+def _changes(before: pa.DataType, after: pa.DataType, path: str) -> Iterator[tuple[str, str]]:
+    for field in after:
+        at = before.get_field_index(field.name)
+        if at < 0:
+            yield "added", path + field.name
+        elif pa.types.is_struct(field.type) and pa.types.is_struct(before.field(at).type):
+            yield from _changes(before.field(at).type, field.type, f"{path}{field.name}.")
+        elif before.field(at).type != field.type and not pa.types.is_nested(field.type):
+            yield "widened", path + field.name
+
+
+def set_aside(table: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch` with the fields that `merge` refuses renamed to `<name>_<type>`, inside records too."""
+    arrays = [_aside(c, f, table, "") for c, f in zip(batch.columns, batch.schema, strict=True)]
+    return pa.RecordBatch.from_arrays([array for array, _ in arrays], schema=pa.schema([field for _, field in arrays]))
+
+
+def _aside(column: pa.Array, field: pa.Field, beside: Iterable[pa.Field], path: str) -> tuple[pa.Array, pa.Field]:
+    have = next((other for other in beside if other.name == field.name), None)
+    if have is None:
+        return column, field
+    if pa.types.is_struct(field.type) and pa.types.is_struct(have.type):
+        # flatten() applies the parent's validity and offset to the children.
+        children = zip(column.flatten(), field.type, strict=True)
+        parts = [_aside(child, inner, list(have.type), f"{path}{field.name}.") for child, inner in children]
+        mask = column.is_null() if column.null_count else None
+        fields = [inner for _, inner in parts]
+        return pa.StructArray.from_arrays([part for part, _ in parts], fields=fields, mask=mask), field.with_type(
+            pa.struct(fields)
+        )
+    try:
+        _wider(have.type, field.type, path + field.name)
+    except Refused:
+        return column, field.with_name(f"{field.name}_{_type_name(field.type)}")
+    return column, field
+
+
+def _type_name(kind: pa.DataType) -> str:
+    words = re.findall("[a-z]+[0-9]*|[0-9]+", str(kind).split("<")[0])
+    return "_".join(words) or "other"
 
 
 def evolved(table: Table, merged: pa.Schema) -> Evolution:

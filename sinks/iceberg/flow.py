@@ -20,7 +20,7 @@ from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
-from sinks.iceberg.owned import OwnedTable, Prepared, Source
+from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Slice
@@ -57,6 +57,8 @@ class TableFlow:
     due_bytes: int = MAX_COMMIT_BYTES
     since: float | None = None
     trouble: str | None = None
+    # Why the last batch lost rows to the quarantine, if by their type.
+    refused: str | None = None
 
     @property
     def flow(self) -> tuple[str, str]:
@@ -161,7 +163,7 @@ class TopicFlow:
     @property
     def problems(self) -> list[str]:
         """What keeps the topic from moving, if anything."""
-        found = [self.trouble, *(flow.trouble for flow in self.tables)]
+        found = [self.trouble, *(text for flow in self.tables for text in (flow.trouble, flow.refused))]
         return [text for text in found if text]
 
     def limit(self, nbytes: int) -> None:
@@ -238,12 +240,16 @@ class TopicFlow:
             if self._decoded.is_set() and due is None:
                 return
             if due is not None and (due == 0 or self._decoded.is_set()):
-                await self._land(flow, flow.take())
+                await self._land_in_stages(flow)
                 await self._care(flow)
                 continue
             self._arrived.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), due)
+
+    async def _land_in_stages(self, flow: TableFlow) -> None:
+        for stage in flow.table.stages(flow.take()):
+            await self._land(flow, stage)
 
     async def _land(self, flow: TableFlow, slices: list[Slice]) -> None:
         """The numbered order for one batch; tried until it succeeds."""
@@ -293,6 +299,10 @@ class TopicFlow:
         metrics.LAST_COMMIT.labels(name).set(now)
         metrics.BATCH_ROWS.labels(*flow.flow).observe(sum(len(part) for part in prepared.slices))
         refused = 0
+        retyped = next((r.reasons[0] for r in prepared.rejects if r.rule == TYPE_RULE and r.reasons), None)
+        if retyped is not None and flow.refused is None:
+            log.error("a column has another type now, its rows go to the quarantine", table=name, reason=retyped)
+        flow.refused = retyped and f"rows go to the quarantine: {retyped}"
         for reject in prepared.rejects:
             refused += len(reject.rows)
             metrics.ROWS_QUARANTINED.labels(*flow.flow, reject.rule).inc(len(reject.rows))

@@ -16,6 +16,8 @@ import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
+from headrace import metrics
+from headrace.config import Retyped
 from headrace.errors import IdentityError, OffsetGapError, TerminalError
 from headrace.logs import get_logger
 from schemas.contracts import Contract
@@ -23,12 +25,13 @@ from sinks.iceberg import progress
 from sinks.iceberg.catalog import create_table, find_table
 from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, TARGET_BYTES, expire
-from sinks.iceberg.evolve import Evolution, Refused, evolved, merge
+from sinks.iceberg.evolve import Evolution, Refused, changes, evolved, merge, set_aside
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.shape import arrow_schema, fit_rows
 from sinks.iceberg.slices import Reject, Slice
 from sinks.iceberg.sweep import Sweeper
 
+TYPE_RULE = "schema: type"
 ADOPT = "headrace table adopt"
 ACCEPT_GAP = "headrace table accept-gap"
 
@@ -83,6 +86,7 @@ class OwnedTable(ABC):
         partitioned: bool = False,
         compact_every: int = 30,
         file_bytes: int = TARGET_BYTES,
+        retyped: Retyped = "quarantine",
     ) -> None:
         self.name = name
         self.topic = topic
@@ -94,6 +98,7 @@ class OwnedTable(ABC):
         self._begin: dict[int, int] = {}
         self._compact_every = compact_every
         self._file_bytes = file_bytes
+        self._retyped = retyped
         # The first commit of a process compacts: how long the table has not been is not known.
         self._uncompacted = compact_every - 1
         self._sweeper = Sweeper()
@@ -153,6 +158,10 @@ class OwnedTable(ABC):
         self._begin[partition] = begin
         return self.offsets.get(partition, begin)
 
+    def stages(self, slices: Sequence[Slice]) -> list[list[Slice]]:
+        """`slices` in the groups that are to be prepared and committed one after the other; usually one."""
+        return [list(slices)]
+
     @abstractmethod
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         """What `slices` become, and the records that they lose. Slices of a partition are contiguous, in order."""
@@ -180,6 +189,7 @@ class OwnedTable(ABC):
             base = self._change(prepared)
             self._committer.fence(base)
             with trouble(self.name):
+                self._say_changes(prepared.columns)
                 evolution = evolved(self._committer.table, prepared.columns)
                 rows = [fit_rows(batch, prepared.columns) for batch in prepared.batches]
                 table = pa.concat_tables(rows) if rows else prepared.columns.empty_table()
@@ -248,17 +258,37 @@ class OwnedTable(ABC):
         return Change(expected, after | prepared.state)
 
     def _fit_slices(self, parts: list[tuple[Slice, pa.RecordBatch]], stage: str) -> Prepared:
-        """Batches with the table's columns widened by theirs; a batch whose types are refused is rejected whole."""
+        """Batches with the table's columns widened by theirs; a batch whose types are refused is rejected whole, or
+        has those columns under other names."""
         columns = self._columns()
         batches, rejects = [], []
         for part, batch in parts:
             try:
-                columns = merge(columns, batch.schema)
-                batches.append(batch)
+                columns, fitted = self._merge_columns(columns, batch)
+                batches.append(fitted)
             except Refused as e:
                 rows = np.searchsorted(part.offsets, batch.column("_offset").to_numpy())
-                rejects.append(Reject(part, rows, stage, "schema: type", (str(e),) * len(rows)))
+                rejects.append(Reject(part, rows, stage, TYPE_RULE, (str(e),) * len(rows)))
         return Prepared([part for part, _ in parts], columns, batches, rejects)
+
+    def _merge_columns(self, columns: pa.Schema, batch: pa.RecordBatch) -> tuple[pa.Schema, pa.RecordBatch]:
+        try:
+            return merge(columns, batch.schema), batch
+        except Refused:
+            aside = set_aside(columns, batch) if self._retyped == "column" else batch
+            if not set(self._fixed) <= set(aside.schema.names):
+                raise
+            return merge(columns, aside.schema), aside
+
+    @property
+    def _fixed(self) -> Sequence[str]:
+        """Columns whose type never changes: a row is found by them."""
+        return ()
+
+    def _say_changes(self, columns: pa.Schema) -> None:
+        for change, name in changes(self._columns(), columns):
+            metrics.SCHEMA_CHANGES.labels(self.name, change).inc()
+            log.warning("the table follows its source", table=self.name, column=name, change=change)
 
     def _create(self, columns: pa.Schema) -> Table:
         return create_table(

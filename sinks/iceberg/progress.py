@@ -2,9 +2,11 @@
 
 One property per topic and partition (a shared value would let two writers overwrite each other):
 `headrace.offset.<topic>.<partition>` the next offset to read; `headrace.position.<topic>.<partition>` the highest log
-position of a change topic; `headrace.source.<topic>.<partition>.<lane>` the highest source offset of a derived topic;
-`headrace.identity.<topic>` the cluster and topic id that the offsets belong to; `headrace.gap.<topic>.<partition>` the
-records that the table never got: `before` it existed, or lost with the decision still `open` or `accepted`.
+position of a change topic; `headrace.floor.<topic>` the position below which none of its rows is live;
+`headrace.key-since.<topic>` the first position under the present key; `headrace.source.<topic>.<partition>.<lane>` the
+highest source offset of a derived topic; `headrace.identity.<topic>` the cluster and topic id that the offsets belong
+to; `headrace.gap.<topic>.<partition>` the records that the table never got: `before` it existed, or lost with the
+decision still `open` or `accepted`.
 """
 
 from __future__ import annotations
@@ -23,6 +25,14 @@ def offset_property(topic: str, partition: int) -> str:
 
 def position_property(topic: str, partition: int) -> str:
     return f"headrace.position.{topic}.{partition}"
+
+
+def floor_property(topic: str) -> str:
+    return f"headrace.floor.{topic}"
+
+
+def key_since_property(topic: str) -> str:
+    return f"headrace.key-since.{topic}"
 
 
 def source_property(topic: str, partition: int, lane: str) -> str:
@@ -59,7 +69,8 @@ def progress_properties(properties: Properties, topic: str) -> list[str]:
     return [
         name
         for name in properties
-        if name == identity_property(topic) or any(name.startswith(f"headrace.{kind}.{topic}.") for kind in kinds)
+        if name in (identity_property(topic), floor_property(topic), key_since_property(topic))
+        or any(name.startswith(f"headrace.{kind}.{topic}.") for kind in kinds)
     ]
 
 

@@ -211,6 +211,7 @@ class Sink:
             "partitioned": landing.partitioned,
             "compact_every": self._settings.sink.compact_every,
             "file_bytes": self._settings.sink.file_bytes,
+            "retyped": self._settings.sink.retyped,
         }
         kinds: Mapping[str, type[OwnedTable]] = {
             "bronze": AppendTable,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +27,8 @@ class Slice:
 
     `keys`, `values` (raw), `offsets`, `timestamps` (ms) have a row for every record. `batch` has a row for each record
     that decoded, `rows` says which records those are; `nulls` are tombstones, `bad` those that did not decode, with a
-    reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known.
+    reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known;
+    `schema` is the writer's schema of the values, where all have the same.
     """
 
     topic: str
@@ -42,6 +45,7 @@ class Slice:
     bad: Int64
     reasons: tuple[str, ...]
     key_fields: tuple[str, ...] | None = None
+    schema: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -135,6 +135,7 @@ BENCH_CONNECTOR = json.dumps(
             "topic.prefix": "bench",
             "schema.include.list": "public",
             "provide.transaction.metadata": "true",
+            "skipped.operations": "none",
             "topic.creation.default.partitions": "2",
             "topic.creation.default.replication.factor": "1",
         },

@@ -132,3 +132,48 @@ def test_draft_a_contract_from_a_topic(content, kafka, registry_url, monkeypatch
     assert [p["at"] for p in json.loads(checked.stdout)["problems"] if p["severity"] == "error"] == ["doc"]
     with pytest.raises(ContractError, match=r"has the contract Things"):
         run("draft", topic, "--owner", "me")
+
+
+def test_diff_shows_what_each_version_changed_and_when(content, registry_url):
+    """Two versions of a row in an envelope, of its key, and a contract that says otherwise."""
+    name = f"d{uuid4().hex[:10]}"
+    topic = f"{name}.public.things"
+    registry = Registry(registry_url)
+
+    def register(part, *fields):
+        row = {"type": "record", "name": "Value", "fields": list(fields)}
+        source = {"type": "record", "name": "Source", "fields": [{"name": "lsn", "type": "long"}]}
+        envelope = {"type": "record", "name": "Envelope", "fields": [
+            {"name": "before", "type": ["null", row], "default": None},
+            {"name": "after", "type": ["null", "Value"], "default": None},
+            {"name": "source", "type": source},
+            {"name": "op", "type": "string"},
+        ]}  # fmt: skip
+        registry.register(f"{topic}-{part}", envelope if part == "value" else row)
+
+    with pytest.raises(SchemaNotFoundError):
+        run("diff", topic)
+    key, text = {"name": "id", "type": "int"}, {"name": "b", "type": ["null", "string"], "default": None}
+    register("key", key)
+    register("value", key, {"name": "n", "type": "int"}, text)
+    register("value", key, {"name": "n", "type": "long"}, {"name": "c", "type": "int", "default": 5})
+    contract = CONTRACT | {"name": f"Thing{name}", "topic": topic, "envelope": "debezium", "key": ["id"]}
+    contract["fields"] = [key, {"name": "n", "type": "long"}, {"name": "d", "type": ["null", "int"], "default": None}]
+    (content / "thing.avsc").write_text(json.dumps(contract))
+    found = run("diff", topic)
+    assert [(v["part"], v["version"], len(v["differences"])) for v in found["versions"]] == [
+        ("key", 1, 1), ("value", 1, 3), ("value", 2, 3)
+    ]  # fmt: skip
+    assert all(v["created"][:2] == "20" for v in found["versions"])
+    assert found["versions"][2]["differences"] == [
+        {"field": "n", "change": "changed", "was": "int", "now": "long"},
+        {"field": "c", "change": "added", "was": None, "now": "int, default 5"},
+        {"field": "b", "change": "removed", "was": "string, nullable", "now": None},
+    ]
+    assert run("diff", f"Thing{name}")["contract"]["differences"] == [
+        {"field": "d", "change": "added", "was": None, "now": "int, nullable"},
+        {"field": "c", "change": "removed", "was": "int, default 5", "now": None},
+    ]
+    text = CliRunner().invoke(app, ["diff", topic]).stdout
+    assert "value 2" in text
+    assert "string, nullable" in text

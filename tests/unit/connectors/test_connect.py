@@ -30,6 +30,9 @@ def test_a_file_is_refused_with_its_field(tmp_path: Path) -> None:
     for changes, field in (
         ({"provide.transaction.metadata": "false"}, "provide.transaction.metadata"),
         ({"provide.transaction.metadata": None}, "provide.transaction.metadata"),
+        ({"skipped.operations": None}, "skipped.operations"),
+        ({"skipped.operations": "t"}, "skipped.operations"),
+        ({"topic.creation.default.cleanup.policy": "compact,delete"}, "topic.creation.default.cleanup.policy"),
         ({"database.password": "hunter2"}, "database.password"),
         ({"connector.class": None}, "connector.class"),
         ({"tasks.max": ["1"]}, "tasks.max"),
@@ -49,7 +52,12 @@ def test_what_debezium_would_lose_by_default_is_asked_for(tmp_path: Path) -> Non
     assert load_connector(write(tmp_path)).config.items() >= settings.items()
     said = {"event.converting.failure.handling.mode": "warn"}
     assert load_connector(write(tmp_path, **said)).config.items() >= said.items()
-    mysql = {"connector.class": "io.debezium.connector.mysql.MySqlConnector"}
+    history = "schema.history.internal.kafka."
+    mysql = {
+        "connector.class": "io.debezium.connector.mysql.MySqlConnector",
+        history + "topic": "one.schema-history",
+        history + "bootstrap.servers": "${env:KAFKA_BOOTSTRAP_SERVERS}",
+    }
     assert "include.unknown.datatypes" not in load_connector(write(tmp_path, **mysql)).config
 
 

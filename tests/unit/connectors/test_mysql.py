@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from connectors.connect import load_connector
-from connectors.mysql import HISTORY, POLICY
+from connectors.mysql import HISTORY
 from headrace.errors import ContractError
 from headrace.mysql import is_mysql, log_problem
 
@@ -26,7 +26,7 @@ def test_the_example_of_the_docs_is_accepted() -> None:
         (HISTORY + "bootstrap.servers", None),
         ("skipped.operations", None),
         ("skipped.operations", "t"),
-        (POLICY, "compact"),
+        ("topic.creation.default.cleanup.policy", "compact"),
         ("provide.transaction.metadata", None),
     ],
 )

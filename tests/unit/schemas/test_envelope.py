@@ -110,6 +110,7 @@ def test_every_form_of_the_placeholder_is_known():
         (codes, codes[:-1], pa.list_(pa.int32())),
         (codes, [*codes, 1], pa.list_(pa.int64())),
         (codes, [*codes[:-1], None], pa.list_(pa.int32())),
+        ([(text, text)], [("a", text)], pa.map_(pa.string(), pa.string())),
     ):
         column = pa.array([other, placeholder, None, other, placeholder], kind)
         assert envelope.unavailable_mask(column).to_pylist() == [False, True, False, False, True], kind

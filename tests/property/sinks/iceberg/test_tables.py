@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,23 +39,28 @@ TABLES = st.sampled_from(["bronze", "current", "current", "keyless"])
 WIDE = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int64()), ("extra", pa.string())])
 
 
+def place(event: dict[str, Any]) -> tuple[int, int]:
+    """Where an event is in the source's log; a row read by a snapshot before any change from then on."""
+    return event["source"]["lsn"], -1 if event["op"] == "r" else event["transaction"]["total_order"]
+
+
 def without_repeats(events: list[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
     """The events of a partition that are above all before them; those of snapshots always."""
-    highest = -1
+    highest = (-1, -1)
     for event in events:
         if event is None:
             continue
-        lsn = event["source"]["lsn"]
-        if event["op"] == "r" or lsn > highest:
+        if event["op"] == "r" or place(event) > highest:
             yield event
         if event["op"] != "r":
-            highest = max(highest, lsn)
+            highest = max(highest, place(event))
 
 
 class Tables(RuleBasedStateMachine):
     """A log of change events in two partitions, and the tables that a sink makes of it.
 
-    The model is the log itself: bronze is its prefix, current state is the fold of that prefix.
+    The model is the log itself: bronze is its prefix, current state is the fold of that prefix, less what is below the
+    latest truncation in it, in whatever partition that is.
     """
 
     @initialize()
@@ -84,6 +90,19 @@ class Tables(RuleBasedStateMachine):
             partition.append(change(op, row, self.lsn))
             if op == "d":
                 partition.append(None)
+
+    @rule(partition=st.integers(0, PARTITIONS - 1))
+    def truncate(self, partition: int) -> None:
+        self.lsn += 1
+        self.log[partition].append(change("t", None, self.lsn))
+
+    @rule(number=st.integers(0, 7), other=st.integers(0, 7), name=st.sampled_from("ab"))
+    def move(self, number: int, other: int, name: str) -> None:
+        """A changed key: a delete and a create of one transaction, often in two partitions."""
+        self.lsn += 1
+        for key, op, order in ((number, "d", 1), (other, "c", 2)):
+            row = {"id": key, "name": name, "n": self.lsn} | ({"extra": name * 2} if self.wide else {})
+            self.log[key % PARTITIONS].append(change(op, row, self.lsn, order))
 
     @rule(partition=st.integers(0, PARTITIONS - 1), count=st.integers(1, 6))
     def connect_repeats_itself(self, partition: int, count: int) -> None:
@@ -158,6 +177,9 @@ class Tables(RuleBasedStateMachine):
             assert rows_of(table, "_partition", "_offset", "op") == sorted(expected, key=repr)
             return
         fresh = [event for p, end in table.offsets.items() for event in without_repeats(self.log[p][:end])]
+        floors = "tr" if name == "keyless" else "t"
+        floor = max((place(event) for event in fresh if event["op"] in floors), default=(-1, -1))
+        fresh = [event for event in fresh if event["op"] != "t" and place(event) >= floor]
         if name == "keyless":
             rows = [tuple(event["after"].values())[:3] for event in fresh if event["op"] in "cr"]
             assert rows_of(table, "id", "name", "n") == sorted(rows, key=repr)
@@ -187,6 +209,51 @@ Tables.TestCase.settings = settings(
     max_examples=10, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestTables = Tables.TestCase
+
+
+ROWS = st.lists(st.tuples(st.sampled_from("ccudt" + "r"), st.integers(0, 3)), max_size=30)
+
+
+@settings(deadline=None, max_examples=25)
+@given(ROWS, st.lists(st.integers(1, 12), min_size=1, max_size=5), st.booleans())
+def test_a_table_without_a_key_is_a_multiset(steps, cuts, reopened):
+    """Inserts, updates and deletes of equal rows, truncations and further snapshots, in any batches."""
+    model: Counter[int] = Counter()
+    events = []
+    for number, (op, value) in enumerate(steps, 1):
+        row = {"id": value, "name": None, "n": 0}
+        if op == "t":
+            model.clear()
+            events.append(change("t", None, number))
+        elif op == "r":
+            model = Counter({value: 1})
+            events.append(change("r", row, number))
+        elif op == "c" or not model[value]:
+            model[value] += 1
+            events.append(change("c", row, number))
+        else:
+            model[value] -= 1
+            after = {**row, "id": (value + 1) % 4}
+            if op == "u":
+                model[after["id"]] += 1
+            events.append({**change(op, after, number), "before": row})
+    with tempfile.TemporaryDirectory() as folder:
+        catalog = catalog_in(Path(folder))
+        table = CurrentTable(catalog, "silver.rows", TOPIC, compact_every=2)
+        table.open(source(1))
+        start = 0
+        for size in [*cuts, 1 << 30]:
+            part = events[start : start + size]
+            if part:
+                prepared = table.prepare([slice_of(part, start, key_fields=())])
+                assert not prepared.rejects
+                table.commit(prepared)
+                table.care()
+                start += len(part)
+            if reopened:
+                table = CurrentTable(catalog, "silver.rows", TOPIC, compact_every=2)
+                table.open(source(1))
+        assert rows_of(table, "id") == sorted(((value,) for value in model.elements()), key=repr)
 
 
 KEYS = st.tuples(st.one_of(st.none(), st.text(max_size=20)), st.integers(-3, 3))

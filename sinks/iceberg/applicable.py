@@ -1,0 +1,85 @@
+"""Which change events can be applied to a table's current state, and why the others cannot. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas import envelope
+from sinks.iceberg.slices import Slice
+
+Mask = npt.NDArray[np.bool_]
+
+OPERATIONS = pa.array(["c", "r", "u", "d", "t", "m"])
+
+
+def mask_of(array: Any) -> Mask:
+    """A boolean array with null as false."""
+    out: Mask = pc.fill_null(array, False).to_numpy(zero_copy_only=False)
+    return out
+
+
+def writes(op: pa.StringArray) -> Mask:
+    """Which operations leave a row."""
+    return mask_of(pc.is_in(op, pa.array(["c", "r", "u"])))
+
+
+def child(batch: pa.RecordBatch, side: str, name: str) -> pa.Array:
+    return pc.struct_field(batch.column(side), name)
+
+
+def source_table(topic: str) -> str:
+    """The table whose changes a topic has, as `schema.table`."""
+    return ".".join(topic.split(".")[-2:])
+
+
+def full_identity(topic: str) -> str:
+    """The statement after which the source logs whole rows."""
+    return f"ALTER TABLE {source_table(topic)} REPLICA IDENTITY FULL"
+
+
+def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tuple[str, Mask, str]]:
+    """Rules that keep records from being applied: name, mask over the batch's rows, reason. Later ones may rely on
+    earlier ones. `whole_rows`: without a key, updates and deletes find their row by all its values."""
+    batch = part.batch
+    everything = np.ones(batch.num_rows, np.bool_)
+    if not envelope.is_envelope(batch.schema):
+        yield "envelope", everything, "the record is not a change event"
+        return
+    op = envelope.operations(batch)
+    table = source_table(part.topic)
+    yield "source table", mask_of(pc.invert(envelope.is_of(batch, table))), f"the change is not of {table}"
+    yield "op", ~mask_of(pc.is_in(op, OPERATIONS)), "no such operation"
+    written, deletes = writes(op), mask_of(pc.equal(op, "d"))
+    yield "after", written & ~mask_of(envelope.has_row(batch, "after")), "the change has no row after it"
+    if not (written | deletes).any():
+        return
+    bare = ~mask_of(envelope.has_row(batch, "before"))
+    if part.key_fields is None:
+        yield "key", written | deletes, "the record's key is not a record with named fields"
+        return
+    if part.key_fields != key:
+        have, want = (", ".join(fields) or "none" for fields in (part.key_fields, key))
+        yield "key", written | deletes, f"the record's key is ({have}), the table's ({want})"
+        return
+    if not key:
+        changed = deletes | mask_of(pc.equal(op, "u"))
+        if not whole_rows:
+            reason = "an update or delete of a table without a key, whose topic has several partitions, in no order"
+            yield "key", changed, f"{reason}; give the table a primary key, or its topic one partition"
+        yield "before", changed & bare, f"the change does not say which row it changes; {full_identity(part.topic)}"
+        return
+    missing = set(key) - {f.name for f in batch.schema.field("after").type}
+    if missing:
+        yield "key", written | deletes, f"the row has no {', '.join(sorted(missing))}"
+        return
+    yield "before", deletes & bare, f"the delete does not say what it deletes; {full_identity(part.topic)}"
+    for name in key:
+        after, before = (child(batch, side, name) for side in ("after", "before"))
+        null = np.where(deletes, mask_of(pc.is_null(before)), mask_of(pc.is_null(after)))
+        yield "key", (written | deletes) & null, f"{name} is null"

@@ -1,0 +1,221 @@
+"""What a change of the source's columns or key means for the rows that a current-state table has already.
+
+The source does not send them again. An added column holds its default in them: they are made anew with it. Another key
+finds them by other columns: of those with the same key the newest stays, and those that have no value for it go, for
+nothing could ever replace them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+
+from headrace.errors import ContractError
+from headrace.keyindex import hash_keys, last_of_each
+from headrace.logs import get_logger
+from schemas import envelope
+from schemas.defaults import default_scalar
+from schemas.envelope import Position
+from schemas.types import iceberg_arrow
+from sinks.iceberg import progress
+from sinks.iceberg.applicable import mask_of, source_table, writes
+from sinks.iceberg.changes import join
+from sinks.iceberg.commit import Change
+from sinks.iceberg.evolve import merge
+from sinks.iceberg.parquet import BLOOM_FILTER
+from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.remake import remade
+from sinks.iceberg.rewrite import live_rows
+from sinks.iceberg.shape import arrow_schema
+from sinks.iceberg.slices import Slice
+
+Mask = npt.NDArray[np.bool_]
+
+ADDED = "headrace.added."
+
+log = get_logger("iceberg")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that the source got at this place in its log: rows written below it hold `value`."""
+
+    at: Position
+    field: Mapping[str, Any]
+    value: pa.Scalar
+
+    @property
+    def property(self) -> str:
+        return json.dumps({"at": str(self.at), "field": self.field})
+
+
+Added = Mapping[str, Column]
+
+
+def row_changes(part: Slice) -> Mask:
+    """Which records of a slice change a row."""
+    if not envelope.is_envelope(part.batch.schema):
+        return np.zeros(part.batch.num_rows, np.bool_)
+    op = envelope.operations(part.batch)
+    return writes(op) | mask_of(pc.equal(op, "d"))
+
+
+def first_place(part: Slice) -> Position | None:
+    """The lowest place of a slice's changes of rows; None when it has none, or they do not say."""
+    rows = np.flatnonzero(row_changes(part))
+    if not len(rows):
+        return None
+    try:
+        lowest = Places.of(part.batch.take(pa.array(rows))).lowest
+    except ContractError:
+        return None
+    return lowest if lowest.high >= 0 else None
+
+
+def staged(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices in groups that have one key each, in the order in which the source had those keys; order within a
+    partition is kept. Usually one group."""
+    if len({part.key_fields for part in slices if part.key_fields}) < 2:
+        return [list(slices)]
+    waiting: dict[int, list[Slice]] = {}
+    for part in slices:
+        waiting.setdefault(part.partition, []).append(part)
+    stages = []
+    while any(waiting.values()):
+        heads = [parts[0] for parts in waiting.values() if parts]
+        keyed = [(first_place(p) or Position(-1, -1), p.key_fields) for p in heads if p.key_fields]
+        key = min(keyed, key=lambda pair: pair[0])[1] if keyed else None
+        stage: list[Slice] = []
+        for parts in waiting.values():
+            while parts and (not parts[0].key_fields or parts[0].key_fields == key):
+                stage.append(parts.pop(0))
+        stages.append(stage)
+    return stages
+
+
+def new_key(slices: Sequence[Slice], key: tuple[str, ...], since: Position) -> tuple[tuple[str, ...], Position] | None:
+    """The key that slices have instead of `key`, which holds since a place before theirs, and from where on."""
+    for part in slices:
+        if part.key_fields and part.key_fields != key:
+            at = first_place(part)
+            if at is not None and at > since:
+                return part.key_fields, at
+    return None
+
+
+def rekeyed(table: Table, topic: str, key: tuple[str, ...], since: Position) -> Change:
+    """The change that puts a table under another key. Raises `OSError`."""
+    properties = {progress.KEY: ",".join(key), progress.key_since_property(topic): str(since)}
+    properties |= {f"{BLOOM_FILTER}{name}": "true" for name in key}
+    tasks = list(table.scan().plan_files())
+    have = table.schema().column_names
+    names = [name for name in key if name in have]
+    pieces = [piece for task in tasks for piece in live_rows(table, task)]
+    keyed = [piece.select(names) for piece in pieces]
+    placed = [piece.select([name for name in COLUMNS.names if name in have]) for piece in pieces]
+    del pieces
+    total = sum(len(piece) for piece in keyed)
+    stays = np.zeros(total, np.bool_)
+    if names == list(key) and total:
+        rows = pa.concat_tables(keyed)
+        lsn, order = (
+            pc.fill_null(pa.concat_tables(placed).column(name), -1).to_numpy() if name in have else np.zeros(total)
+            for name in COLUMNS.names
+        )
+        oldest_first = np.lexsort((order, lsn))
+        keys = join([hash_keys([piece.column(name) for name in key]) for piece in keyed])
+        stays[oldest_first[last_of_each(keys.take(oldest_first))]] = True
+        for name in key:
+            stays &= ~mask_of(pc.is_null(rows.column(name)))
+    gone = int((~stays).sum())
+    log.warning("the source has another key", topic=topic, key=list(key), rows=total, removed=gone)
+    if gone == 0:
+        return Change({}, properties, head=(table.metadata.current_snapshot_id,))
+    at = 0
+
+    def staying(rows: pa.Table) -> pa.Table:
+        nonlocal at
+        at += len(rows)
+        return rows.filter(pa.array(stays[at - len(rows) : at]))
+
+    return remade(table, tasks, staying, properties)
+
+
+def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[str, Column]:
+    """Columns with a default that slices have and the table has not."""
+    found: dict[str, Column] = {}
+    have = {field.name for field in schema.fields}
+    for part in slices:
+        if part.schema is None or not envelope.is_envelope(part.schema):
+            continue
+        fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
+        fresh = fields.keys() - have - known.keys()
+        at = first_place(part) if fresh else None
+        without = []
+        for name in sorted(fresh):
+            value = default_scalar(fields[name])
+            if value is None or at is None:
+                without.append(name)
+            elif name not in found or at < found[name].at:
+                found[name] = Column(at, fields[name], value)
+        gone = sorted(name for name in have - fields.keys() if not name.startswith("_"))
+        if without and (gone or any(_filled(fields[name]) for name in without)):
+            table = source_table(part.topic)
+            log.warning(
+                "rows of before are null in new columns: renamed, or of a computed default? then read them again",
+                topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
+            )  # fmt: skip
+    return found
+
+
+def _filled(field: Mapping[str, Any]) -> bool:
+    """Whether the source fills rows of before with something that the schema does not say."""
+    return field.get("default") is not None or not isinstance(field["type"], list)
+
+
+def added_columns(properties: Mapping[str, str]) -> dict[str, Column]:
+    """What tables remember of the columns that they got."""
+    found = {}
+    for name, text in properties.items():
+        if name.startswith(ADDED):
+            said = json.loads(text)
+            value = default_scalar(said["field"])
+            if value is not None:
+                found[name[len(ADDED) :]] = Column(Position.parse(said["at"]), said["field"], value)
+    return found
+
+
+def backfilled(table: Table, added: Added) -> Change:
+    """The change that gives every row the defaults of columns that it lacks. Raises `OSError`."""
+    fields = iceberg_arrow(pa.schema([pa.field(name, column.value.type) for name, column in added.items()]))
+
+    def with_defaults(rows: pa.Table) -> pa.Table:
+        for field, column in zip(fields, added.values(), strict=True):
+            rows = rows.append_column(field, pa.repeat(column.value, len(rows)).cast(field.type))
+        return rows
+
+    log.warning("rows of before get the defaults of new columns", table=".".join(table.name()), columns=list(added))
+    columns = merge(arrow_schema(table.schema()), fields)
+    properties = {f"{ADDED}{name}": column.property for name, column in added.items()}
+    return remade(table, table.scan().plan_files(), with_defaults, properties, columns=columns)
+
+
+def absent_filled(rows: pa.RecordBatch, places: Places, added: Added) -> pa.RecordBatch:
+    """Rows of a writer that does not have some of the added columns: written before them, they hold their defaults."""
+    columns, fields = list(rows.columns), list(rows.schema)
+    for name, column in added.items():
+        if name not in rows.schema.names:
+            (field,) = iceberg_arrow(pa.schema([pa.field(name, column.value.type)]))
+            values = pa.repeat(column.value, len(places)).cast(field.type)
+            columns.append(pc.if_else(pa.array(places.below(column.at)), values, pa.scalar(None, field.type)))
+            fields.append(field)
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
