@@ -159,6 +159,7 @@ class CurrentTable(KeyedTable):
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], STAGE)
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
+        parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
         merging = self._merge(parts, fitted, rejects)
         merging.slices, merging.dropped = slices, dropped
         merging.truncate = emptied and self.table is not None

@@ -1,0 +1,224 @@
+"""How tables follow their source's columns and key, and slices their schemas. On a catalog in SQLite."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from headrace.errors import SchemaNotFoundError, UnavailableError
+from headrace.kafka import Chunk
+from schemas.defaults import default_scalar
+from sinks.iceberg.append import AppendTable
+from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.follow import staged
+from sinks.iceberg.reader import TopicReader
+from sinks.iceberg.slices import Slice
+from tests.unit.sinks.iceberg.support import (
+    TOPIC,
+    catalog_in,
+    change,
+    envelope_schema,
+    faults,
+    land,
+    rows_of,
+    slice_of,
+    source,
+)
+
+INT = {"name": "id", "type": "int"}
+RATED = {"name": "rated", "type": "int", "default": 7}
+
+
+def avro(*fields: dict[str, Any]) -> dict[str, Any]:
+    row = {"type": "record", "name": "Value", "fields": list(fields)}
+    return {
+        "type": "record",
+        "name": "Envelope",
+        "fields": [
+            {"name": "before", "type": ["null", row]},
+            {"name": "after", "type": ["null", "Value"]},
+            {"name": "source", "type": {"type": "record", "name": "Source", "fields": []}},
+            {"name": "op", "type": "string"},
+        ],
+    }
+
+
+def part(events: list[Any], start: int = 0, *, rated: bool, partition: int = 0) -> Slice:
+    row = pa.struct([("id", pa.int64()), *([("rated", pa.int32())] if rated else [])])
+    made = slice_of(events, start, partition=partition, schema=envelope_schema(row))
+    return replace(made, schema=avro(INT, *([RATED] if rated else [])))
+
+
+@pytest.fixture
+def catalog(tmp_path):
+    return catalog_in(tmp_path)
+
+
+def opened(table, partitions=1):
+    table.open(source(partitions))
+    return table
+
+
+def test_rows_of_before_hold_an_added_columns_default(catalog):
+    """Those in the table, those of the batch, and those that another partition brings later, after a restart."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, part([change("c", {"id": n}, n) for n in (2, 4)], rated=False))
+    land(
+        table,
+        part([change("c", {"id": 6}, 6)], 2, rated=False),
+        part([change("u", {"id": 4, "rated": None}, 10), change("c", {"id": 8, "rated": 1}, 11)], 3, rated=True),
+    )
+    assert rows_of(table, "id", "rated") == [(2, 7), (4, None), (6, 7), (8, 1)]
+    again = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    late = part([change("c", {"id": 1}, 9), change("c", {"id": 3}, 20)], rated=False, partition=1)
+    land(again, late)
+    assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (3, None), (4, None), (6, 7), (8, 1)]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_making_rows_anew_survives_a_failing_call(catalog, after):
+    for call in range(1, 12):
+        table = opened(CurrentTable(catalog, f"silver.things{call}", TOPIC))
+        land(table, part([change("c", {"id": n}, n) for n in (1, 2)], rated=False))
+        more = part([change("c", {"id": 3, "rated": 3}, 10)], 2, rated=True)
+        with faults(call, after=after):
+            try:
+                land(table, more)
+                more = None
+            except UnavailableError:
+                pass
+        if more is not None:
+            if call % 2:
+                table = opened(CurrentTable(catalog, f"silver.things{call}", TOPIC))
+            if table.offsets == {0: 2}:
+                land(table, more)
+        assert rows_of(table, "id", "rated") == [(1, 7), (2, 7), (3, 3)]
+
+
+def test_another_key_finds_rows_by_other_columns(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    first = [("a", 1, 10), ("b", 2, 20), ("b", 3, 30)]
+    land(table, slice_of([change("c", {"id": i, "name": name, "n": n}, n) for name, i, n in first]))
+    land(table, slice_of([change("c", {"id": 4, "name": None, "n": 40}, 40)], 3))
+    new = slice_of(
+        [change("u", {"id": 1, "name": "a", "n": 50}, 50), change("d", {"id": 3, "name": "b", "n": 30}, 51)],
+        partition=1,
+        key_fields=("name",),
+    )
+    land(table, new)
+    assert rows_of(table, "id", "name", "n") == [(1, "a", 50)], "the older of two is gone, as is what has no key"
+    again = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    assert again.key == ("name",)
+    assert len(again.index) == 1
+    late = land(again, slice_of([change("u", {"id": 1, "name": "a", "n": 45}, 45)], 4))
+    assert [r.rule for r in late.rejects] == ["key"], "a change from before the key, read after it"
+    assert rows_of(again, "id", "n") == [(1, 50)]
+
+
+def test_slices_of_two_keys_are_taken_in_the_order_of_the_source():
+    old = slice_of([change("c", {"id": 1, "name": "a", "n": 1}, 9)], partition=1)
+    truncate = slice_of([change("t", None, 8)], partition=0, key_fields=())
+    new = slice_of([change("c", {"id": 2, "name": "b", "n": 1}, 10)], 1, partition=0, key_fields=("name",))
+    assert staged([truncate, old]) == [[truncate, old]]
+    assert staged([truncate, new, old]) == [[truncate, old], [new]]
+
+
+def test_another_type_is_refused_or_has_a_column_of_its_own(catalog):
+    text = pa.struct([("id", pa.int64()), ("n", pa.string())])
+    number = pa.struct([("id", pa.int64()), ("n", pa.int32())])
+    before = slice_of([change("c", {"id": 1, "n": 5}, 1)], schema=envelope_schema(number))
+    after = slice_of([change("c", {"id": 2, "n": "five"}, 2)], 1, schema=envelope_schema(text))
+    for kind in (AppendTable, CurrentTable):
+        name = kind.__name__.lower()
+        refusing = opened(kind(catalog, f"silver.{name}", TOPIC))
+        land(refusing, before)
+        (reject,) = land(refusing, after).rejects
+        assert (reject.rule, reject.rows.tolist()) == ("schema: type", [0])
+        assert refusing.offsets == {0: 2}
+        aside = opened(kind(catalog, f"silver.{name}_aside", TOPIC, retyped="column"))
+        land(aside, before)
+        assert not land(aside, after).rejects
+        if kind is CurrentTable:
+            assert rows_of(aside, "id", "n", "n_string") == [(1, 5, None), (2, None, "five")]
+        else:
+            assert [row["n_string"] for (row,) in rows_of(aside, "after")] == [None, "five"]
+    keys = pa.struct([("id", pa.string()), ("n", pa.int32())])
+    retyped = slice_of([change("c", {"id": "x", "n": 1}, 3)], 2, schema=envelope_schema(keys))
+    assert [r.rule for r in land(aside, retyped).rejects] == ["schema: type"], "a key keeps its type"
+
+
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [
+        ({"type": "int", "default": 5}, 5),
+        ({"type": [{"type": "int", "connect.name": "io.debezium.time.Date"}, "null"], "default": 1}, date(1970, 1, 2)),
+        (
+            {"type": {"type": "bytes", "logicalType": "decimal", "precision": 5, "scale": 2}, "default": "}"},
+            Decimal("1.25"),
+        ),
+        (
+            {"type": {"type": "long", "connect.name": "io.debezium.time.Timestamp"}, "default": 1500},
+            datetime(1970, 1, 1, 0, 0, 1, 500_000),
+        ),
+        (
+            {
+                "type": {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"},
+                "default": "2024-01-02T03:04:05Z",
+            },
+            datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC),
+        ),
+        ({"type": ["null", "int"], "default": None}, None),
+        ({"type": "int"}, None),
+        (
+            {
+                "type": {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"},
+                "default": "1970-01-01T00:00:00.000000Z",
+            },
+            None,
+        ),
+        (
+            {
+                "type": {"type": "string", "connect.name": "io.debezium.data.Uuid"},
+                "default": "00000000-0000-0000-0000-000000000000",
+            },
+            None,
+        ),
+    ],
+)
+def test_a_default_is_read_as_a_record_would_be(field, expected):
+    found = default_scalar({"name": "x", **field})
+    assert (None if found is None else found.as_py()) == expected
+
+
+def test_slices_have_one_schema_each_and_neighbours_take_what_has_none():
+    schemas = {
+        1: {"type": "record", "name": "K", "fields": [INT]},
+        2: {"type": "record", "name": "V", "fields": [INT]},
+        3: {"type": "record", "name": "V", "fields": [INT, RATED]},
+    }
+
+    def framed(number: int, body: bytes) -> bytes:
+        return b"\0" + number.to_bytes(4, "big") + body
+
+    key = framed(1, b"\x02")
+    values = [framed(2, b"\x02"), None, b"junk!", framed(2, b"\x04"), framed(3, b"\x02\x04"), framed(9, b"\x02")]
+    keys = [key, key, None, key, key, b"other"]
+
+    def schema_of(number: int) -> dict[str, Any]:
+        if number not in schemas:
+            raise SchemaNotFoundError("unknown")
+        return schemas[number]
+
+    offsets = np.arange(6)
+    chunk = Chunk("t", 0, pa.array(keys, pa.binary()), pa.array(values, pa.binary()), offsets, offsets, 6)
+    slices = TopicReader(schema_of, with_keys=True).read(chunk, 0)
+    assert [(s.start, s.next_offset, s.key_fields) for s in slices] == [(0, 4, ("id",)), (4, 5, ("id",)), (5, 6, None)]
+    assert [s.batch.schema.names for s in slices[:2]] == [["id"], ["id", "rated"]]
+    assert [s.bad.tolist() for s in slices] == [[2], [], [0]]
+    assert slices[1].schema is schemas[3]
