@@ -40,6 +40,7 @@ class Inventory:
     server: str = field(repr=False)
     settings: Settings
     connector: Connector
+    _lake: Lake | None = None
 
     @property
     def url(self) -> str:
@@ -92,7 +93,8 @@ class Inventory:
         return sum(kafka.bounds(topic, p)[1] for p in range(kafka.topics().get(topic, 0)))
 
     def landed(self, table: str, layer: str = "silver") -> list[dict[str, Any]]:
-        lake = Lake(self.settings.lake)
+        self._lake = lake = self._lake or Lake(self.settings.lake)
+        lake.refresh()
         held = lake.table(table_name(layer, self.topic(table)))
         return [] if held is None or not held.columns else list(lake.rows(f"SELECT * FROM {lake.scan(held)}"))
 
@@ -109,23 +111,28 @@ def inventory(settings: Settings, server: str, connect_url: str, folder: Path) -
     path = folder / "connectors" / "debezium" / f"{name}.json"
     path.write_text(json.dumps({"name": name, "config": config}))
     own = Inventory(name, server, mine, load_connector(path))
+    _run(server, f"CREATE DATABASE {name}")
+    try:
+        own.execute(
+            "CREATE TABLE things (id bigint PRIMARY KEY, kind int, name varchar(60), price decimal(8, 2), "
+            "at datetime(6), seen timestamp(6) NULL, n int unsigned)",
+            "CREATE TABLE moves (id bigint AUTO_INCREMENT PRIMARY KEY, thing bigint, amount int)",
+            "CREATE TABLE notes (text varchar(60), n double)",
+        )
+        yield own
+    finally:
+        client = Connect(connect_url)
+        if any(one.name == name for one in client.statuses()):
+            client.remove(name)
+        _run(server, f"DROP DATABASE {name}")
+        with psycopg.connect(settings.postgres.url, autocommit=True) as admin:
+            admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def _run(server: str, statement: str) -> None:
+    """In a session of its own: the server may have been killed since the last."""
     with connect(server) as db, db.cursor() as cursor:
-        cursor.execute(f"CREATE DATABASE {name}")
-        try:
-            own.execute(
-                "CREATE TABLE things (id bigint PRIMARY KEY, kind int, name varchar(60), price decimal(8, 2), "
-                "at datetime(6), seen timestamp(6) NULL, n int unsigned)",
-                "CREATE TABLE moves (id bigint AUTO_INCREMENT PRIMARY KEY, thing bigint, amount int)",
-                "CREATE TABLE notes (text varchar(60), n double)",
-            )
-            yield own
-        finally:
-            client = Connect(connect_url)
-            if any(one.name == name for one in client.statuses()):
-                client.remove(name)
-            cursor.execute(f"DROP DATABASE {name}")
-            with psycopg.connect(settings.postgres.url, autocommit=True) as admin:
-                admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        cursor.execute(statement)
 
 
 class Writer(threading.Thread):
@@ -195,4 +202,4 @@ def placed(events: list[tuple[int, dict[str, Any]]]) -> list[tuple[int, tuple[in
 async def until(true: Callable[[], Any], seconds: float = 120) -> None:
     async with asyncio.timeout(seconds):
         while not await asyncio.to_thread(true):  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)

@@ -43,22 +43,22 @@ async def test_changes_over_a_kill_of_connect(own: Inventory, stack: SessionStac
         writers = [Writer(own, seed) for seed in (1, 2)]
         for writer in writers:
             writer.start()
-        await until(lambda: own.count("things") >= 1500)
+        await until(lambda: own.count("things") >= 1200)
         live = await asyncio.to_thread(own.check, "things")  # while it changes
         before = own.count("things")
         child = read_children(stack.home)["connect"]
         own.execute(
-            "INSERT INTO things SELECT seq, 9, 'big', 1, now(6), NULL, 1 FROM seq_900000000_to_900009999",
+            "INSERT INTO things SELECT seq, 9, 'big', 1, now(6), NULL, 1 FROM seq_900000000_to_900005999",
             "UPDATE things SET n = 2 WHERE kind = 9 AND id < 900002000",
         )
-        await until(lambda: own.count("things") > before + 3000)
+        await until(lambda: own.count("things") > before + 2000)
         os.kill(child.pid, signal.SIGKILL)
         await until(lambda: read_children(stack.home)["connect"].pid != child.pid)
         for writer in writers:
             writer.stop()
-        own.execute("DELETE FROM things WHERE id > 900007000", "UPDATE things SET id = -id WHERE kind = 9 LIMIT 50")
+        own.execute("DELETE FROM things WHERE id > 900004000", "UPDATE things SET id = -id WHERE kind = 9 LIMIT 50")
         wanted = sum(own.select("SELECT count(*) FROM things")[0])
-        await until(lambda: len(own.landed("things")) == wanted, 300)
+        await until(lambda: len(own.landed("things")) == wanted, 150)
         checks = [live, *[await asyncio.to_thread(own.check, table) for table in ("things", "moves", "notes")]]
         assert lifecycle.problems() == {}
     assert [check.offences for check in checks] == [[]] * 4
