@@ -1,13 +1,15 @@
 """A map from keys, given as columns, to numbers: open addressing over 128-bit hashes of the keys.
 
-24 bytes a slot (32 with versions), 32 to 60 bytes a key, whatever the key's own size: keys are not stored, their hashes
-are, salted anew in every process. Two of 10^9 keys collide with a probability below 10^-20. All operations take
-columns and release the GIL.
+24 bytes a slot (32 with versions), whatever the key's own size: keys are not stored, their hashes are, salted anew in
+every process. A table made for its keys takes 32 bytes a key (43 with versions), one that has grown up to half as much
+again, and both its sizes for the second or so in which it grows. Two of 10^9 keys collide with a probability below
+10^-20. All operations take columns and release the GIL.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,8 @@ Mask = npt.NDArray[np.bool_]
 ABSENT = -1
 _REMOVED = -2
 _MAX_FULL = 0.75
+# Keys put, and slots moved when a table grows, at a time.
+_STEP = 1 << 16
 _NULL = np.uint64(0x8C62FA0B5C1E39D7)
 _SALT = (secrets.randbits(64), secrets.randbits(64))
 
@@ -188,11 +192,22 @@ def _mark_last(slots: Any, last: Any, keep: Any) -> None:
         keep[i] = last[slots[i]] == i
 
 
-class KeyIndex:
-    """A map from keys to locations, and to versions when `versioned`. Not thread-safe."""
+def slots_for(keys: int) -> int:
+    """Slots of a table that takes this many keys without growing."""
+    return max(16, int(keys / _MAX_FULL) + 1)
 
-    def __init__(self, capacity: int = 1024, *, versioned: bool = False) -> None:
+
+class KeyIndex:
+    """A map from keys to locations, and to versions when `versioned`. Not thread-safe.
+
+    `claim` is told how many bytes the table will take before it takes them, and may raise: then nothing has changed.
+    """
+
+    def __init__(
+        self, capacity: int = 1024, *, versioned: bool = False, claim: Callable[[int], None] | None = None
+    ) -> None:
         self._versioned = versioned
+        self._claim = claim
         self._live = 0
         self._used = 0
         self._allocate(capacity)
@@ -218,7 +233,13 @@ class KeyIndex:
 
     def put(self, keys: Keys, locations: Int64, versions: Int64 | None = None) -> int:
         """Set locations (and versions); the last of equal keys wins. Returns how many keys are new."""
-        self._reserve(len(keys))
+        return sum(
+            self._put(keys.take(part), locations[part], None if versions is None else versions[part])
+            for part in _steps(len(keys))
+        )
+
+    def _put(self, keys: Keys, locations: Int64, versions: Int64 | None) -> int:
+        self.reserve(len(keys))
         slots = np.empty(len(keys), np.int64)
         added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots)
         self._live += added
@@ -249,27 +270,36 @@ class KeyIndex:
         return out
 
     def _allocate(self, capacity: int) -> None:
+        if self._claim is not None:
+            self._claim(capacity * (32 if self._versioned else 24))
         self._high = np.empty(capacity, np.uint64)
         self._low = np.empty(capacity, np.uint64)
         self._where = np.full(capacity, ABSENT, np.int64)
         self._versions = np.empty(capacity if self._versioned else 0, np.int64)
 
-    def _reserve(self, more: int) -> None:
-        """Make room: grow by half when keys fill the table, rebuild at the same size when removed slots do."""
+    def reserve(self, more: int) -> None:
+        """Make room for new keys: grow by half when keys fill the table, rebuild at the same size when removed slots
+        do."""
         if self._used + more <= len(self._where) * _MAX_FULL:
             return
-        keys, where = self.entries()
-        versions = self._versions[self._where >= 0] if self._versioned else None
-        needed = int((self._live + more) / _MAX_FULL) + 1
-        capacity = len(self._where)
-        self._live = self._used = 0
+        high, low, where, versions = self._high, self._low, self._where, self._versions
+        needed = slots_for(self._live + more)
+        capacity = len(where)
         self._allocate(capacity if needed * 5 <= capacity * 4 else max(needed, capacity + capacity // 2))
-        self.put(keys, where, versions)
+        self._live = self._used = 0
+        for part in _steps(capacity, 16 * _STEP):
+            taken = where[part] >= 0
+            moved = Keys(high[part][taken], low[part][taken])
+            self._put(moved, where[part][taken], versions[part][taken] if self._versioned else None)
+
+
+def _steps(n: int, step: int = _STEP) -> Iterator[slice]:
+    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def last_of_each(keys: Keys) -> Mask:
     """True for the last row of each key."""
-    index = KeyIndex(max(16, int(len(keys) / _MAX_FULL) + 1))
+    index = KeyIndex(slots_for(len(keys)))
     slots = np.empty(len(keys), np.int64)
     _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots)
     keep: Mask = np.empty(len(keys), np.bool_)

@@ -9,7 +9,7 @@ steps (`rewrite`), so it needs little memory.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pyiceberg.exceptions import CommitFailedException
@@ -38,13 +38,20 @@ def dead_rows(task: FileScanTask) -> int:
 
 
 def choose(
-    tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE, target: int = TARGET_BYTES
+    tasks: Iterable[FileScanTask],
+    *,
+    at_least: int = FILES_TO_MERGE,
+    target: int = TARGET_BYTES,
+    allowance: int = 0,
+    apart: Callable[[FileScanTask], Any] = lambda _: None,
 ) -> list[list[FileScanTask]]:
-    """The files to rewrite now, in groups that become one file each: at most `target` bytes together, or one file.
+    """The files to rewrite now, in groups that become one file each: at most `target` bytes a group, or one file.
 
-    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows.
+    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows. All groups
+    together have at most `allowance` bytes, or `target` where that is more. Files for which `apart` differs are not
+    merged.
     """
-    groups: dict[tuple[int, Any, int], list[FileScanTask]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[FileScanTask]] = defaultdict(list)
     for task in tasks:
         size = task.file.file_size_in_bytes
         if dead_rows(task) > DEAD_SHARE * task.file.record_count:
@@ -53,21 +60,24 @@ def choose(
             tier = _tier(size)
         else:
             continue
-        groups[task.file.spec_id, task.file.partition, tier].append(task)
+        groups[apart(task), task.file.spec_id, task.file.partition, tier].append(task)
     worth = {key: group for key, group in groups.items() if key[-1] < 0 or len(group) >= at_least}
     chosen: list[list[FileScanTask]] = []
-    total = 0
+    left = max(target, allowance)
     for (*_, tier), group in sorted(worth.items(), key=lambda item: len(item[1]), reverse=True):
-        fitting: list[FileScanTask] = []
+        fitting: list[list[FileScanTask]] = [[]]
+        size = 0
         for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
-            total += task.file.file_size_in_bytes
-            if total > target and (chosen or fitting):
+            nbytes = task.file.file_size_in_bytes
+            if nbytes > left and (chosen or fitting[0]):
                 break
-            fitting.append(task)
-        if len(fitting) > 1 or (fitting and tier < 0):
-            chosen.append(fitting)
-        if total > target:
-            break
+            if fitting[-1] and size + nbytes > target:
+                fitting.append([])
+                size = 0
+            fitting[-1].append(task)
+            size += nbytes
+            left -= nbytes
+        chosen += [files for files in fitting if len(files) > 1 or (files and tier < 0)]
     return chosen
 
 

@@ -195,7 +195,7 @@ class OwnedTable(ABC):
         """
         if self._committer is None:
             return
-        if self._uncompacted >= self._compact_every:
+        if self._uncompacted >= self._compact_every or self._overdue():
             self._compact(self._committer)
             self._uncompacted = 0
         if len(self._committer.table.metadata.snapshots) >= KEEP_SNAPSHOTS + EXPIRE_EVERY:
@@ -206,6 +206,10 @@ class OwnedTable(ABC):
         except TerminalError as e:
             # Files that stay are no reason to stop landing.
             log.error("files not removed", **e.as_dict())
+
+    def _overdue(self) -> bool:
+        """Whether compaction cannot wait until it is due."""
+        return False
 
     @abstractmethod
     def _compact(self, committer: TableCommitter) -> None:

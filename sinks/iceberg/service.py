@@ -31,6 +31,7 @@ from schemas import codec
 from schemas.contracts import load_contracts
 from schemas.registry import Registry
 from sinks.iceberg.append import AppendTable, DerivedTable
+from sinks.iceberg.budget import IndexBudget
 from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
@@ -80,6 +81,7 @@ class Sink:
         self._writer = ThreadPoolExecutor(1, "write")
         self._consumer = self._new_consumer()
         self._catalog: Catalog | None = None
+        self._budget = IndexBudget(settings.sink.max_index_bytes)
         self._flows: dict[str, TopicFlow] = {}
         # Reasons by topic; under "" why topics cannot be looked for.
         self._halted: dict[str, str] = {}
@@ -209,6 +211,8 @@ class Sink:
             "compact_every": self._settings.sink.compact_every,
             "file_bytes": self._settings.sink.file_bytes,
         }
+        if landing.kind in ("current", "upsert"):
+            options["budget"] = self._budget
         kinds: Mapping[str, type[OwnedTable]] = {
             "bronze": AppendTable,
             "derived": DerivedTable,

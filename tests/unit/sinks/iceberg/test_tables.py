@@ -15,9 +15,9 @@ from headrace.errors import FencedError, IdentityError, OffsetGapError, Terminal
 from headrace.lake import open_duckdb
 from schemas.contracts import BUILTIN, Contract, load_contract
 from sinks.iceberg.append import AppendTable, DerivedTable
+from sinks.iceberg.build import column_batches
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
 from sinks.iceberg.current import CurrentTable
-from sinks.iceberg.keyed import read_columns
 from sinks.iceberg.parquet import MOST_PARTITIONS
 from sinks.iceberg.sweep import Sweeper, orphans
 from sinks.iceberg.upsert import UpsertTable
@@ -250,7 +250,8 @@ def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned,
     again = opened(CurrentTable(catalog, "silver.things", TOPIC))
     assert len(again.index) == len(table.index) == len(model)
     for task in tasks:
-        rows = read_columns(table.table.io, task.file, table.table.schema(), sort).to_pylist() if sort else []
+        pieces = column_batches(table.table.io, task.file, table.table.schema(), sort) if sort else []
+        rows = [row for piece in pieces for row in piece.to_pylist()]
         assert [tuple(r.values()) for r in rows] == sorted(tuple(r.values()) for r in rows)
         assert task.file.sort_order_id == (table.table.sort_order().order_id if sort else None)
 
