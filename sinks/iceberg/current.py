@@ -35,8 +35,6 @@ from sinks.iceberg.upsert import take_rows
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
-STAGE = "current"
-
 
 @dataclass(frozen=True, eq=False)
 class Changes:
@@ -51,6 +49,8 @@ class Changes:
 class CurrentTable(KeyedTable):
     """Current state by the key of the topic's records, which the first records (or the table's property) tell."""
 
+    # What its rejects name as the place that refused them.
+    stage = "current"
     _key_known = False
 
     def _opened(self, table: Table) -> None:
@@ -75,7 +75,7 @@ class CurrentTable(KeyedTable):
                 mask &= keep
                 if mask.any():
                     keep &= ~mask
-                    rejects.append(Reject(part, part.rows[mask], STAGE, rule, (reason,) * int(mask.sum())))
+                    rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
             fresh = self._fresh(part, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
             for changes in self._changes(part, keep & fresh):
@@ -83,7 +83,7 @@ class CurrentTable(KeyedTable):
                     truncate, parts = True, []
                 else:
                     parts.append(changes)
-        fitted = self._fit_slices([(c.slice, c.rows) for c in parts], STAGE)
+        fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
         merging = self._merge(parts, truncate, fitted, rejects)
@@ -150,7 +150,7 @@ class CurrentTable(KeyedTable):
             lsn, order = envelope.positions(_rows_of(envelope.placed(part.batch), rows))
         except ContractError as e:
             if not self.key:
-                rejects.append(Reject(part, part.rows[keep], STAGE, "position", (str(e),) * len(rows)))
+                rejects.append(Reject(part, part.rows[keep], self.stage, "position", (str(e),) * len(rows)))
                 keep[:] = False
             return fresh
         fresh[rows] = envelope.after_position(lsn, order, mark)
@@ -219,7 +219,7 @@ class CurrentTable(KeyedTable):
             if len(mine):
                 offsets = changes.rows.column("_offset").to_numpy()[mine]
                 records = np.searchsorted(changes.slice.offsets, offsets)
-                rejects.append(Reject(changes.slice, records, STAGE, "value", (reason,) * len(mine)))
+                rejects.append(Reject(changes.slice, records, self.stage, "value", (reason,) * len(mine)))
         return rejects
 
 

@@ -36,6 +36,7 @@ from sinks.iceberg.locations import file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
 from sinks.iceberg.rewrite import deleted_positions, rewrite
+from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]
 
@@ -57,14 +58,17 @@ _Result = TypeVar("_Result")
 class Merging(Prepared):
     """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate.
 
-    `written` are the files of the rows, `deletes` those of the rows that die, by the number of the file they are in.
+    `closed` are rows to write that no entry of the index leads to. `written` are the files of the rows, `loose` those
+    of the others, `deletes` those of the rows that die, by the number of the file they are in.
     """
 
     keys: Keys = field(default_factory=lambda: join([]))
     touched: Keys = field(default_factory=lambda: join([]))
     versions: Int64 | None = None
     truncate: bool = False
+    closed: list[pa.RecordBatch] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
+    loose: list[DataFile] = field(default_factory=list)
     deletes: dict[int, DataFile] = field(default_factory=dict)
 
 
@@ -145,19 +149,22 @@ class KeyedTable(OwnedTable):
         if self.key:
             # Before anything is written: a table that may not grow further stops here.
             self._index.reserve(int((self._index.locations(prepared.keys) < 0).sum()))
-        prepared.written = writer.write(rows)
-        prepared.deletes = {}
+        prepared.written, prepared.loose, prepared.deletes = writer.write(rows), [], {}
+        if prepared.closed:
+            closed = pa.concat_tables([fit_rows(batch, prepared.columns) for batch in prepared.closed])
+            prepared.loose = [written.file for written in writer.write(closed)]
         removed: frozenset[str] = frozenset()
         if prepared.truncate:
-            removed = self._files.paths() if self.key else paths_of(list(table.scan().plan_files()))
+            removed, files = self._empty(prepared, writer)
+            prepared.loose += files
         elif self.key:
             prepared.deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
         operation = Operation.APPEND
         if prepared.deletes or removed:
-            operation = Operation.OVERWRITE if prepared.written else Operation.DELETE
+            operation = Operation.OVERWRITE if prepared.written or prepared.loose else Operation.DELETE
         return replace(
             base,
-            data_files=[written.file for written in prepared.written],
+            data_files=[*(written.file for written in prepared.written), *prepared.loose],
             delete_files=list(prepared.deletes.values()),
             removed=removed,
             operation=operation,
@@ -165,6 +172,11 @@ class KeyedTable(OwnedTable):
             columns=evolution.columns,
             schema=evolution.schema,
         )
+
+    def _empty(self, prepared: Merging, writer: FileWriter) -> tuple[frozenset[str], list[DataFile]]:
+        """What a truncate removes, and the files that come instead."""
+        files = self._files if self.key else LiveFiles(self._existing.scan().plan_files())
+        return files.paths(), []
 
     def _write_deletes(self, writer: FileWriter, locations: Int64) -> dict[int, DataFile]:
         dead = np.sort(locations[locations >= 0])
@@ -189,6 +201,8 @@ class KeyedTable(OwnedTable):
             self._index.remove(prepared.touched)
         for number, deletes in prepared.deletes.items():
             self._files.add_deletes(number, deletes)
+        for file in prepared.loose:
+            self._files.add(file)
         for written in prepared.written:
             rows: Any = slice(None) if written.rows is None else written.rows
             versions = None if prepared.versions is None else prepared.versions[rows]

@@ -35,6 +35,7 @@ from sinks.iceberg.budget import IndexBudget
 from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
+from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.owned import OwnedTable, Source
 from sinks.iceberg.plan import Landing, change_prefixes, plan
 from sinks.iceberg.quarantine import Quarantine
@@ -191,7 +192,7 @@ class Sink:
         tables = [
             TableFlow(self._table(topic, at), self._freshness(at), self._settings.sink.max_rows) for at in landings
         ]
-        keyed = any(landing.kind == "current" for landing in landings)
+        keyed = any(landing.kind in ("current", "history") for landing in landings)
         reader = TopicReader(self._registry.schema, with_keys=keyed)
         flow = TopicFlow(topic, tables, reader, self._quarantine, Workers(self._decoder, self._writer), self._failed)
         try:
@@ -211,13 +212,16 @@ class Sink:
             "compact_every": self._settings.sink.compact_every,
             "file_bytes": self._settings.sink.file_bytes,
         }
-        if landing.kind in ("current", "upsert"):
+        if landing.kind in ("current", "upsert", "history"):
             options["budget"] = self._budget
+        if landing.kind == "history":
+            options["of"] = landing.of
         kinds: Mapping[str, type[OwnedTable]] = {
             "bronze": AppendTable,
             "derived": DerivedTable,
             "upsert": UpsertTable,
             "current": CurrentTable,
+            "history": HistoryTable,
         }
         return kinds[landing.kind](self._catalog, landing.table, topic, **options)
 
