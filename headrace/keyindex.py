@@ -9,7 +9,7 @@ again, and both its sizes for the second or so in which it grows. Two of 10^9 ke
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ Mask = npt.NDArray[np.bool_]
 ABSENT = -1
 _REMOVED = -2
 _MAX_FULL = 0.75
-# Keys put, and slots moved when a table grows, at a time.
+# Room made for new keys at least, and slots moved at a time, when a table grows.
 _STEP = 1 << 16
 _NULL = np.uint64(0x8C62FA0B5C1E39D7)
 _SALT = (secrets.randbits(64), secrets.randbits(64))
@@ -154,8 +154,11 @@ def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out:
 
 
 @njit(cache=True, nogil=True)
-def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> Any:
-    """Put keys in order, the last location wins; `out` gets their slots. Returns (new keys, newly used slots)."""
+def _insert(
+    high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any, room: Any
+) -> Any:
+    """Put keys in order, the last location wins; `out` gets their slots. Stops at a key that would take a slot more
+    than `room`. Returns (keys put, new keys, newly used slots)."""
     size = np.uint64(len(where))
     added = 0
     used = 0
@@ -172,6 +175,8 @@ def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any
             if at == size:
                 at = np.uint64(0)
         if where[at] == -1:
+            if free < 0 and used == room:
+                return i, added, used
             added += 1
             if free >= 0:
                 at = np.uint64(free)
@@ -181,7 +186,7 @@ def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any
             slots_low[at] = low[i]
         where[at] = locations[i]
         out[i] = np.int64(at)
-    return added, used
+    return len(high), added, used
 
 
 @njit(cache=True, nogil=True)
@@ -233,20 +238,24 @@ class KeyIndex:
 
     def put(self, keys: Keys, locations: Int64, versions: Int64 | None = None) -> int:
         """Set locations (and versions); the last of equal keys wins. Returns how many keys are new."""
-        return sum(
-            self._put(keys.take(part), locations[part], None if versions is None else versions[part])
-            for part in _steps(len(keys))
-        )
+        new = done = 0
+        while True:
+            count, added = self._put(keys.take(slice(done, None)), locations[done:], versions, done)
+            new, done = new + added, done + count
+            if done == len(keys):
+                return new
+            self.reserve(min(len(keys) - done, _STEP))
 
-    def _put(self, keys: Keys, locations: Int64, versions: Int64 | None) -> int:
-        self.reserve(len(keys))
+    def _put(self, keys: Keys, locations: Int64, versions: Int64 | None, skip: int = 0) -> tuple[int, int]:
+        """Put keys as long as there is room; returns how many, and how many of these are new."""
         slots = np.empty(len(keys), np.int64)
-        added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots)
+        room = int(len(self._where) * _MAX_FULL) - self._used
+        done, added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots, room)
         self._live += added
         self._used += used
         if versions is not None:
-            self._versions[slots] = versions
-        return int(added)
+            self._versions[slots[:done]] = versions[skip : skip + done]
+        return int(done), int(added)
 
     def remove(self, keys: Keys) -> None:
         """Forget keys; unknown ones are no error."""
@@ -287,21 +296,18 @@ class KeyIndex:
         capacity = len(where)
         self._allocate(capacity if needed * 5 <= capacity * 4 else max(needed, capacity + capacity // 2))
         self._live = self._used = 0
-        for part in _steps(capacity, 16 * _STEP):
+        for start in range(0, capacity, 16 * _STEP):
+            part = slice(start, start + 16 * _STEP)
             taken = where[part] >= 0
             moved = Keys(high[part][taken], low[part][taken])
             self._put(moved, where[part][taken], versions[part][taken] if self._versioned else None)
-
-
-def _steps(n: int, step: int = _STEP) -> Iterator[slice]:
-    return (slice(start, start + step) for start in range(0, n, step))
 
 
 def last_of_each(keys: Keys) -> Mask:
     """True for the last row of each key."""
     index = KeyIndex(slots_for(len(keys)))
     slots = np.empty(len(keys), np.int64)
-    _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots)
+    _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots, len(keys))
     keep: Mask = np.empty(len(keys), np.bool_)
     _mark_last(slots, index._where, keep)
     return keep

@@ -8,6 +8,7 @@ steps (`rewrite`), so it needs little memory.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -22,6 +23,8 @@ from sinks.iceberg.metadata_cache import transaction
 
 EXPIRE_EVERY = 25
 KEEP_SNAPSHOTS = 20
+# Further ones that are kept for as long as snapshots are to be read, evenly over that time.
+KEPT_OVER_AGE = 60
 # Compressed bytes: files of this size are left alone, and a rewrite reads at most as many.
 TARGET_BYTES = 64 << 20
 SMALLEST_TIER_BYTES = 256 << 10
@@ -93,12 +96,28 @@ def paths_of(tasks: Sequence[FileScanTask]) -> frozenset[str]:
     return frozenset(path for t in tasks for path in (t.file.file_path, *(file.file_path for file in t.delete_files)))
 
 
-def expire(committer: TableCommitter, keep: int = KEEP_SNAPSHOTS) -> int:
-    """Forget all but the newest `keep` snapshots of the table; their files stay for the sweep. Returns how many."""
+def superseded(
+    times: Sequence[tuple[int, int]], now: int, *, keep: int = KEEP_SNAPSHOTS, age: int = 0, most: int = KEPT_OVER_AGE
+) -> list[int]:
+    """Ids of snapshots to forget. `times` are (id, milliseconds), oldest first; `age` and `now` in milliseconds.
+
+    The newest `keep` stay. Of the others that are younger than `age`, the newest in each of `most` slots of it does, so
+    the metadata that every commit writes is bounded, however long the age and however often commits are made.
+    """
+    old = times[:-keep]
+    kept = {at * most // age: number for number, at in old if at > now - age}
+    return [number for number, _ in old if number not in kept.values()]
+
+
+def expire(committer: TableCommitter, *, keep: int = KEEP_SNAPSHOTS, seconds: float = 0.0) -> int:
+    """Forget snapshots of the table but the newest and some of those younger than `seconds` (`superseded`); their files
+    stay for the sweep. Returns how many."""
     table = committer.table
     snapshots = sorted(table.metadata.snapshots, key=lambda s: s.sequence_number or 0)
     pinned = {ref.snapshot_id for ref in table.metadata.refs.values()}
-    old = [s.snapshot_id for s in snapshots[:-keep] if s.snapshot_id not in pinned]
+    times = [(s.snapshot_id, s.timestamp_ms) for s in snapshots]
+    gone = superseded(times, int(time.time() * 1000), keep=keep, age=int(seconds * 1000))
+    old = [number for number in gone if number not in pinned]
     if not old:
         return 0
     staged = transaction(table)

@@ -59,6 +59,10 @@ class CurrentTable(KeyedTable):
             self._learn(tuple(filter(None, stored.split(","))))
         super()._opened(table)
 
+    def table_properties(self) -> dict[str, str]:
+        """A table may be made before its key is known: by a truncate alone, whose record has none."""
+        return super().table_properties() if self._key_known else {}
+
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
 
@@ -93,6 +97,8 @@ class CurrentTable(KeyedTable):
             for partition, mark in marks.items()
             if mark != NOWHERE
         }
+        if self._key_known and self.table is not None and progress.KEY not in self.properties:
+            merging.state |= self.table_properties()
         return merging
 
     def _unfit(self, part: Slice) -> Iterator[tuple[str, Mask, str]]:

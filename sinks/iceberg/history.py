@@ -24,8 +24,8 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask
 
+from headrace.asof import HISTORY_OF
 from schemas import envelope
-from sinks.iceberg import progress
 from sinks.iceberg.build import KeyColumns
 from sinks.iceberg.commit import trouble
 from sinks.iceberg.compact import paths_of
@@ -62,7 +62,7 @@ class HistoryTable(CurrentTable):
         self._of = of
 
     def table_properties(self) -> dict[str, str]:
-        return super().table_properties() | {progress.HISTORY_OF: self._of}
+        return super().table_properties() | {HISTORY_OF: self._of}
 
     @property
     def key_columns(self) -> KeyColumns:

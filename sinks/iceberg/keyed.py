@@ -125,6 +125,7 @@ class KeyedTable(OwnedTable):
 
     def _opened(self, table: Table) -> None:
         self._files = LiveFiles()
+        self._index = self._new_index(0)
         if not self.key:
             return
         started = time.perf_counter()

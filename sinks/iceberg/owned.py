@@ -83,6 +83,7 @@ class OwnedTable(ABC):
         partitioned: bool = False,
         compact_every: int = 30,
         file_bytes: int = TARGET_BYTES,
+        keep_seconds: float = 0.0,
     ) -> None:
         self.name = name
         self.topic = topic
@@ -94,6 +95,9 @@ class OwnedTable(ABC):
         self._begin: dict[int, int] = {}
         self._compact_every = compact_every
         self._file_bytes = file_bytes
+        self._keep_seconds = keep_seconds
+        # How many snapshots the last expiry left.
+        self._snapshots = KEEP_SNAPSHOTS
         # The first commit of a process compacts: how long the table has not been is not known.
         self._uncompacted = compact_every - 1
         self._sweeper = Sweeper()
@@ -198,8 +202,9 @@ class OwnedTable(ABC):
         if self._uncompacted >= self._compact_every or self._overdue():
             self._compact(self._committer)
             self._uncompacted = 0
-        if len(self._committer.table.metadata.snapshots) >= KEEP_SNAPSHOTS + EXPIRE_EVERY:
-            expire(self._committer)
+        if len(self._committer.table.metadata.snapshots) >= self._snapshots + EXPIRE_EVERY:
+            expire(self._committer, seconds=self._keep_seconds)
+            self._snapshots = len(self._committer.table.metadata.snapshots)
         try:
             with trouble(self.name):
                 self._sweeper.sweep(self._committer.table)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 COMMIT_ID = "headrace.commit-id"
 KEY = "headrace.key"
-HISTORY_OF = "headrace.history-of"
 
 Properties = Mapping[str, str]
 

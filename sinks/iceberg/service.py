@@ -211,6 +211,7 @@ class Sink:
             "partitioned": landing.partitioned,
             "compact_every": self._settings.sink.compact_every,
             "file_bytes": self._settings.sink.file_bytes,
+            "keep_seconds": self._settings.sink.keep_snapshots_seconds,
         }
         if landing.kind in ("current", "upsert", "history"):
             options["budget"] = self._budget
