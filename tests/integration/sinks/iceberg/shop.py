@@ -27,6 +27,8 @@ from sinks.iceberg.catalog import find_table, open_catalog
 from sinks.iceberg.service import run
 
 PARTITIONS = 3
+# When the source commits its first change; each is a millisecond later than the one before.
+EPOCH_MS = 1_700_000_000_000
 
 
 def row_schema(name: str, *extra: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def envelope(*extra: dict[str, Any]) -> dict[str, Any]:
     source = [{"name": n, "type": "string"} for n in ("schema", "table")]
     source += [{"name": "lsn", "type": ["null", "long"], "default": None}]
     source += [{"name": "sequence", "type": ["null", "string"], "default": None}]
+    source += [{"name": "ts_ms", "type": ["null", "long"], "default": None}]
     transaction = [{"name": "id", "type": "string"}, {"name": "total_order", "type": "long"}]
     return {
         "type": "record",
@@ -94,7 +97,13 @@ class Shop:
         return {
             "before": row if op == "d" else None,
             "after": None if op == "d" else row,
-            "source": {"schema": "public", "table": "things", "sequence": f'["{self._lsn}","{self._lsn}"]', "lsn": 1},
+            "source": {
+                "schema": "public",
+                "table": "things",
+                "sequence": f'["{self._lsn}","{self._lsn}"]',
+                "lsn": 1,
+                "ts_ms": EPOCH_MS + self._lsn,
+            },
             "op": op,
             "transaction": {"id": "1", "total_order": 1},
         }
