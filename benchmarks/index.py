@@ -60,16 +60,21 @@ def rows_of(numbers: Int64, kind: str, seed: int) -> pa.StructArray:
 
 def changes(numbers: Int64, kind: str, op: str, start: int, lsn: int) -> Slice:
     """Change events of these accounts as a slice from offset `start` on."""
-    n = len(numbers)
-    after = rows_of(numbers, kind, lsn + start)
+    return changes_of(rows_of(numbers, kind, lsn + start), op, start, lsn, KEYS[kind])
+
+
+def changes_of(rows: pa.StructArray, op: str, start: int, lsn: int, key: tuple[str, ...]) -> Slice:
+    """Change events of rows, each at a log position and a millisecond of its own from `lsn` on."""
+    n = len(rows)
+    gone = op == "d"
     order = np.arange(lsn, lsn + n)
     text = pa.array([None if op == "r" else f'["{at}","{at}"]' for at in order.tolist()], pa.string())
     source = {"schema": pa.array(["public"] * n), "table": pa.array(["accounts"] * n), "lsn": pa.array(order)}
     source |= {"sequence": text, "ts_ms": pa.array(1_700_000_000_000 + order)}
     block = {"id": text, "total_order": pa.array(np.ones(n, np.int64))}
     columns = {
-        "before": pa.nulls(n, after.type),
-        "after": after,
+        "before": rows if gone else pa.nulls(n, rows.type),
+        "after": pa.nulls(n, rows.type) if gone else rows,
         "source": pa.StructArray.from_arrays(list(source.values()), list(source)),
         "op": pa.array([op] * n),
         "transaction": pa.StructArray.from_arrays(list(block.values()), list(block)),
@@ -89,7 +94,7 @@ def changes(numbers: Int64, kind: str, op: str, start: int, lsn: int) -> Slice:
         nulls=np.empty(0, np.int64),
         bad=np.empty(0, np.int64),
         reasons=(),
-        key_fields=KEYS[kind],
+        key_fields=key,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,3 +259,10 @@ async def running(settings: Settings) -> AsyncIterator[Lifecycle]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until it is so; asked in a thread."""
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110  # what is asked for sets no event
+            await asyncio.sleep(0.2)

@@ -13,7 +13,7 @@ from headrace.config import Settings
 from headrace.kafka import admin
 from headrace.kafka.admin import TopicSpec
 from headrace.lake import answer
-from tests.integration.sinks.iceberg.shop import EPOCH_MS, PARTITIONS, Shop, opened_shop, running
+from tests.integration.sinks.iceberg.shop import EPOCH_MS, PARTITIONS, Shop, opened_shop, running, until
 
 
 def declare(shop: Shop, folder: Path, history: str) -> None:
@@ -66,9 +66,7 @@ async def test_a_history_has_every_version_once_and_gives_back_the_past(settings
                     await shop.send(events)
                     await asyncio.sleep(0.3)
                 await shop.until_landed()
-                async with asyncio.timeout(30):
-                    while len(await asyncio.to_thread(shop.rows, history, "id")) < len(log.versions):
-                        await asyncio.sleep(0.2)
+                await until(lambda: len(shop.rows(history, "id")) >= len(log.versions))
                 assert lifecycle.problems() == {}
         found = answer(
             shop.settings.lake,
@@ -94,9 +92,7 @@ async def test_a_topic_whose_index_is_too_large_halts_alone(settings: Settings, 
         await small.send([small.event("r", n, "x") for n in range(50)])
         async with running(large.settings) as lifecycle:
             await small.until_landed()
-            async with asyncio.timeout(30):
-                while "max_index_bytes" not in str(lifecycle.problems()):
-                    await asyncio.sleep(0.2)
+            await until(lambda: "max_index_bytes" in str(lifecycle.problems()))
             assert f"{large.topic}: " in str(lifecycle.problems())
             await small.send([small.event("u", n, "y") for n in range(50)])
             await small.until_landed()
