@@ -125,7 +125,7 @@ def read_by_spark(folders: dict[str, str], work: Path) -> dict[str, list[Any]]:
     failed: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     for name, reason in failed.items():
         print(f"{name}: Spark cannot read it: {reason}")
-    found = (work / "out").iterdir()
+    found = list((work / "out").glob("*"))
     return {folder.name: rows(pq.read_table(folder)) for folder in found if folder.name not in failed}
 
 

@@ -31,7 +31,8 @@ def main() -> None:
                 rows = spark.read.format("iceberg").options(**options).load(folder)
                 rows.write.parquet(f"{asked['out']}/{name}.{way}")
             except Exception as e:  # whatever Spark says is the finding
-                failed[f"{name}.{way}"] = str(e).splitlines()[0][:300]
+                told = [line for line in str(e).splitlines() if not line.startswith("\tat ")]
+                failed[f"{name}.{way}"] = " / ".join(told)[:1000]
     spark.stop()
     print(json.dumps(failed))
 
