@@ -26,7 +26,7 @@ from governance.verify.values import canonical, difference, from_avro, from_data
 from headrace.errors import DecodeError, UnavailableError
 
 Key = tuple[Hashable, ...]
-META = ("_partition", "_offset", "_timestamp")
+META = ("_kafka_partition", "_offset", "_timestamp")
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class _Keyed:
         if before is not None:
             self._rows.pop(self._at(before), None)
         if after is not None:
-            meta = {"_partition": record.partition, "_offset": record.offset}
+            meta = {"_kafka_partition": record.partition, "_offset": record.offset}
             self._rows[self._at(after)] = {**canonical(after), **meta}
 
     def differs(self, expected: list[dict[str, Any]]) -> bool:
@@ -201,7 +201,9 @@ class _Keyed:
 
     def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
         for row in self._twice:
-            check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {self._at(row)} is there twice")
+            check.offend(
+                coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {self._at(row)} is there twice"
+            )
         left = dict(self._rows)
         for want in expected:
             at = self._at(want)
@@ -210,9 +212,9 @@ class _Keyed:
                 continue
             row = left.pop(at)
             if (wrong := difference(_strip(want), _strip(row))) is not None:
-                check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {at}: {wrong}")
+                check.offend(coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {at}: {wrong}")
         for at, row in left.items():
-            where = coordinates(topic, row["_partition"], row["_offset"])
+            where = coordinates(topic, row["_kafka_partition"], row["_offset"])
             check.offend(where, f"key {at} is in the table, not in the database")
 
 

@@ -145,7 +145,7 @@ class Shop:
 
     def state_landed(self) -> bool:
         """Both tables hold exactly what was sent."""
-        bronze = self.rows(self.bronze, "_partition", "_offset")
+        bronze = self.rows(self.bronze, "_kafka_partition", "_offset")
         if len(bronze) < self.sent:
             return False
         assert len(bronze) == len(set(bronze)) == self.sent

@@ -15,6 +15,8 @@ from schemas.contracts import load_contract
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.history import HistoryTable
+from sinks.iceberg.history_rows import OWN
+from sinks.iceberg.slices import COORDINATES, KEY
 from tests.unit.sinks.iceberg.support import (
     ROW,
     SOURCE,
@@ -255,3 +257,10 @@ def test_lists_and_maps_survive_compaction(tmp_path):
         table.care()
     assert len(list(table.table.scan().plan_files())) < 4
     assert rows_of(table, "id", "tags", "more") == [(n, [n, None], [("k", n)]) for n in range(6)]
+
+
+def test_no_column_of_ours_has_a_name_that_iceberg_has_reserved():
+    """Spark refuses to read a table with one."""
+    reserved = {"_file", "_pos", "_deleted", "_spec_id", "_partition", "_change_type", "_change_ordinal"}
+    reserved |= {"_commit_snapshot_id", "_row_id", "_last_updated_sequence_number"}
+    assert reserved.isdisjoint({*OWN, *COORDINATES.names, KEY.name})

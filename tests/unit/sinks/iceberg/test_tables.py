@@ -81,7 +81,7 @@ def current(catalog):
 
 def test_bronze_keeps_everything_as_received(bronze, tmp_path):
     prepared = land(bronze, slice_of([change("c", thing(1), 1), None, change("d", thing(1), 2), None], bad=[3]))
-    assert rows_of(bronze, "_partition", "_offset", "op", "_key") == [
+    assert rows_of(bronze, "_kafka_partition", "_offset", "op", "_key") == [
         (0, 0, "c", b"k0"),
         (0, 1, None, b"k1"),
         (0, 2, "d", b"k2"),
