@@ -18,7 +18,7 @@ from schemas.names import table_name
 from sinks.iceberg.progress import stored_offsets
 
 NAME = "headrace"
-COORDINATES = "(_offset * 64 + _partition)"
+COORDINATES = "(_offset * 64 + _kafka_partition)"
 
 
 def lake(run: Run) -> LakeSettings:

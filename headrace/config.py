@@ -83,6 +83,8 @@ class SinkSettings(Section):
     max_rows: int = Field(1_000_000, ge=1, description="or when this many rows wait")
     compact_every: int = Field(30, ge=2, description="commits of a table between compactions")
     file_bytes: int = Field(64 << 20, ge=1 << 20, description="size that compaction makes of small files")
+    keep_snapshots_seconds: float = Field(3600.0, ge=0, description="how long `sql --as-of` finds snapshots")
+    max_index_bytes: int = Field(4 << 30, ge=1 << 20, description="memory for the key indexes of all tables together")
     exclude: list[str] = Field(default_factory=list, description="topics (regular expressions) never landed")
     retyped: Retyped = Field(
         "quarantine", description="rows whose column has another type now: quarantine, or column for one of its own"

@@ -69,6 +69,10 @@ class OffsetGapError(TerminalError):
     """Records between two offsets are gone (retention, truncation) and were never read."""
 
 
+class IndexLimitError(TerminalError):
+    """The key index of a table would take more memory than it may."""
+
+
 class UnavailableError(TransientError):
     """A server cannot be reached or answered with a failure that may pass."""
 

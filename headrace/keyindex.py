@@ -1,13 +1,15 @@
 """A map from keys, given as columns, to numbers: open addressing over 128-bit hashes of the keys.
 
-24 bytes a slot (32 with versions), 32 to 60 bytes a key, whatever the key's own size: keys are not stored, their hashes
-are, salted anew in every process. Two of 10^9 keys collide with a probability below 10^-20. All operations take
-columns and release the GIL.
+24 bytes a slot (32 with versions), whatever the key's own size: keys are not stored, their hashes are, salted anew in
+every process. A table made for its keys takes 32 bytes a key (43 with versions), one that has grown up to half as much
+again, and both its sizes for the second or so in which it grows. Two of 10^9 keys collide with a probability below
+10^-20. All operations take columns and release the GIL.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,8 @@ Mask = npt.NDArray[np.bool_]
 ABSENT = -1
 _REMOVED = -2
 _MAX_FULL = 0.75
+# Room made for new keys at least, and slots moved at a time, when a table grows.
+_STEP = 1 << 16
 _NULL = np.uint64(0x8C62FA0B5C1E39D7)
 _SALT = (secrets.randbits(64), secrets.randbits(64))
 
@@ -150,8 +154,11 @@ def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out:
 
 
 @njit(cache=True, nogil=True)
-def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> Any:
-    """Put keys in order, the last location wins; `out` gets their slots. Returns (new keys, newly used slots)."""
+def _insert(
+    high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any, room: Any
+) -> Any:
+    """Put keys in order, the last location wins; `out` gets their slots. Stops at a key that would take a slot more
+    than `room`. Returns (keys put, new keys, newly used slots)."""
     size = np.uint64(len(where))
     added = 0
     used = 0
@@ -168,6 +175,8 @@ def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any
             if at == size:
                 at = np.uint64(0)
         if where[at] == -1:
+            if free < 0 and used == room:
+                return i, added, used
             added += 1
             if free >= 0:
                 at = np.uint64(free)
@@ -177,7 +186,7 @@ def _insert(high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any
             slots_low[at] = low[i]
         where[at] = locations[i]
         out[i] = np.int64(at)
-    return added, used
+    return len(high), added, used
 
 
 @njit(cache=True, nogil=True)
@@ -188,11 +197,22 @@ def _mark_last(slots: Any, last: Any, keep: Any) -> None:
         keep[i] = last[slots[i]] == i
 
 
-class KeyIndex:
-    """A map from keys to locations, and to versions when `versioned`. Not thread-safe."""
+def slots_for(keys: int) -> int:
+    """Slots of a table that takes this many keys without growing."""
+    return max(16, int(keys / _MAX_FULL) + 1)
 
-    def __init__(self, capacity: int = 1024, *, versioned: bool = False) -> None:
+
+class KeyIndex:
+    """A map from keys to locations, and to versions when `versioned`. Not thread-safe.
+
+    `claim` is told how many bytes the table will take before it takes them, and may raise: then nothing has changed.
+    """
+
+    def __init__(
+        self, capacity: int = 1024, *, versioned: bool = False, claim: Callable[[int], None] | None = None
+    ) -> None:
         self._versioned = versioned
+        self._claim = claim
         self._live = 0
         self._used = 0
         self._allocate(capacity)
@@ -218,14 +238,24 @@ class KeyIndex:
 
     def put(self, keys: Keys, locations: Int64, versions: Int64 | None = None) -> int:
         """Set locations (and versions); the last of equal keys wins. Returns how many keys are new."""
-        self._reserve(len(keys))
+        new = done = 0
+        while True:
+            count, added = self._put(keys.take(slice(done, None)), locations[done:], versions, done)
+            new, done = new + added, done + count
+            if done == len(keys):
+                return new
+            self.reserve(min(len(keys) - done, _STEP))
+
+    def _put(self, keys: Keys, locations: Int64, versions: Int64 | None, skip: int = 0) -> tuple[int, int]:
+        """Put keys as long as there is room; returns how many, and how many of these are new."""
         slots = np.empty(len(keys), np.int64)
-        added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots)
+        room = int(len(self._where) * _MAX_FULL) - self._used
+        done, added, used = _insert(keys.high, keys.low, locations, self._high, self._low, self._where, slots, room)
         self._live += added
         self._used += used
         if versions is not None:
-            self._versions[slots] = versions
-        return int(added)
+            self._versions[slots[:done]] = versions[skip : skip + done]
+        return int(done), int(added)
 
     def remove(self, keys: Keys) -> None:
         """Forget keys; unknown ones are no error."""
@@ -249,29 +279,35 @@ class KeyIndex:
         return out
 
     def _allocate(self, capacity: int) -> None:
+        if self._claim is not None:
+            self._claim(capacity * (32 if self._versioned else 24))
         self._high = np.empty(capacity, np.uint64)
         self._low = np.empty(capacity, np.uint64)
         self._where = np.full(capacity, ABSENT, np.int64)
         self._versions = np.empty(capacity if self._versioned else 0, np.int64)
 
-    def _reserve(self, more: int) -> None:
-        """Make room: grow by half when keys fill the table, rebuild at the same size when removed slots do."""
+    def reserve(self, more: int) -> None:
+        """Make room for new keys: grow by half when keys fill the table, rebuild at the same size when removed slots
+        do."""
         if self._used + more <= len(self._where) * _MAX_FULL:
             return
-        keys, where = self.entries()
-        versions = self._versions[self._where >= 0] if self._versioned else None
-        needed = int((self._live + more) / _MAX_FULL) + 1
-        capacity = len(self._where)
-        self._live = self._used = 0
+        high, low, where, versions = self._high, self._low, self._where, self._versions
+        needed = slots_for(self._live + more)
+        capacity = len(where)
         self._allocate(capacity if needed * 5 <= capacity * 4 else max(needed, capacity + capacity // 2))
-        self.put(keys, where, versions)
+        self._live = self._used = 0
+        for start in range(0, capacity, 16 * _STEP):
+            part = slice(start, start + 16 * _STEP)
+            taken = where[part] >= 0
+            moved = Keys(high[part][taken], low[part][taken])
+            self._put(moved, where[part][taken], versions[part][taken] if self._versioned else None)
 
 
 def last_of_each(keys: Keys) -> Mask:
     """True for the last row of each key."""
-    index = KeyIndex(max(16, int(len(keys) / _MAX_FULL) + 1))
+    index = KeyIndex(slots_for(len(keys)))
     slots = np.empty(len(keys), np.int64)
-    _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots)
+    _insert(keys.high, keys.low, np.arange(len(keys)), index._high, index._low, index._where, slots, len(keys))
     keep: Mask = np.empty(len(keys), np.bool_)
     _mark_last(slots, index._where, keep)
     return keep

@@ -7,7 +7,8 @@ downloaded when a query runs.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from threading import Timer
@@ -19,6 +20,7 @@ import sqlalchemy
 import sqlglot
 from sqlglot import exp
 
+from headrace.asof import past
 from headrace.config import LakeSettings
 from headrace.errors import ConfigError, TerminalError, UnavailableError
 
@@ -93,10 +95,15 @@ def add_views(
 ) -> None:
     """Make tables visible under their names; `names` limits them, since each costs a read of its metadata."""
     for name in locations if names is None else names:
-        namespace, _, table = name.partition(".")
         location = locations[name].replace("'", "''")
-        connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{namespace}"')
-        connection.execute(f'CREATE OR REPLACE VIEW "{namespace}"."{table}" AS FROM iceberg_scan(\'{location}\')')
+        add_view(connection, name, f"FROM iceberg_scan('{location}')")
+
+
+def add_view(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> None:
+    """Make the rows of a query visible as the table `name`."""
+    namespace, _, table = name.partition(".")
+    connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{namespace}"')
+    connection.execute(f'CREATE OR REPLACE VIEW "{namespace}"."{table}" AS {sql}')
 
 
 def confine(connection: duckdb.DuckDBPyConnection, lake: LakeSettings) -> None:
@@ -125,7 +132,7 @@ def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
     The statement can read tables and nothing else: no files, no network. Raises `TerminalError` for anything that is
     not a SELECT, for unknown tables (with those that exist) and for whatever DuckDB has to say.
     """
-    connection = _prepared(lake, sql)
+    connection, _ = _prepared(lake, sql)
     try:
         return connection.execute(sql)
     except duckdb.Error as e:
@@ -135,16 +142,30 @@ def query(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
 
 @dataclass(frozen=True)
 class Answer:
-    """Names of the columns, and rows of Python values. `truncated`: there are more rows than were asked for."""
+    """Names of the columns, and rows of Python values. `truncated`: there are more rows than were asked for.
+
+    `sources`: what each table was read from, where that was not its newest snapshot.
+    """
 
     columns: list[str]
     rows: list[tuple[Any, ...]]
     truncated: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
 
 
-def answer(lake: LakeSettings, sql: str, *, limit: int | None = None, seconds: float | None = None) -> Answer:
-    """All rows of one SELECT, or the first `limit`. Raises as `query` does, and when it takes more than `seconds`."""
-    connection = _prepared(lake, sql)
+def answer(
+    lake: LakeSettings,
+    sql: str,
+    *,
+    limit: int | None = None,
+    seconds: float | None = None,
+    as_of: datetime | None = None,
+) -> Answer:
+    """All rows of one SELECT, or the first `limit`; with `as_of`, over each table as it was then (`asof.past`).
+
+    Raises as `query` does, and when it takes more than `seconds`.
+    """
+    connection, sources = _prepared(lake, sql, as_of)
     clock = Timer(seconds, connection.interrupt) if seconds is not None else None
     try:
         if clock is not None:
@@ -162,24 +183,29 @@ def answer(lake: LakeSettings, sql: str, *, limit: int | None = None, seconds: f
             clock.cancel()
             clock.join()
         connection.close()
-    return Answer(columns, rows[:limit], limit is not None and len(rows) > limit)
+    return Answer(columns, rows[:limit], limit is not None and len(rows) > limit, sources)
 
 
-def _prepared(lake: LakeSettings, sql: str) -> duckdb.DuckDBPyConnection:
-    """A connection that sees what the statement reads, and no more."""
+def _prepared(
+    lake: LakeSettings, sql: str, as_of: datetime | None = None
+) -> tuple[duckdb.DuckDBPyConnection, dict[str, str]]:
+    """A connection that sees what the statement reads, and no more; and what tables of the past are read from."""
     wanted = tables_of(sql)
     locations = table_locations(lake)
     if missing := {name for name in wanted if name not in locations and not name.startswith("information_schema.")}:
         have = ", ".join(sorted(locations)) or "none yet"
         raise TerminalError(f"no table {', '.join(sorted(missing))}", where="query", hint=f"tables: {have}")
+    then = {name: past(lake, locations, name, as_of) for name in sorted(wanted & locations.keys())} if as_of else {}
     connection = open_duckdb(lake)
     try:
-        add_views(connection, locations, wanted if wanted else None)
+        add_views(connection, locations, wanted - then.keys() if wanted else None)
+        for name, table in then.items():
+            add_view(connection, name, table.sql)
         confine(connection, lake)
     except duckdb.Error as e:
         connection.close()
         raise _refused(e) from e
-    return connection
+    return connection, {name: table.source for name, table in then.items()}
 
 
 def _refused(error: duckdb.Error) -> TerminalError:

@@ -146,7 +146,7 @@ class _Checker:
         raw = self.contract.avro
         self._known(raw, _CONTRACT_ATTRIBUTES, "")
         if isinstance(raw.get("storage"), dict):
-            self._known(raw["storage"], ("table", "partition", "mode", "sort"), "storage.")
+            self._known(raw["storage"], ("table", "partition", "mode", "sort", "history"), "storage.")
         mqtt = raw.get("mqtt", [])
         if not isinstance(mqtt, list) or not all(isinstance(text, str) and text for text in mqtt):
             self.note("mqtt", "must be a list of MQTT topic filters", 'write ["coldchain/+/reading"]')
@@ -245,7 +245,7 @@ class _Checker:
         if len(set(storage.sort)) != len(storage.sort):
             self.note("storage.sort", "names a field twice")
         if self.contract.is_source:
-            for at in sorted(self.contract.avro["storage"].keys() & {"table", "mode"}):
+            for at in sorted(self.contract.avro["storage"].keys() & {"table", "mode", "history"}):
                 self.note(
                     f"storage.{at}",
                     "means nothing for a source topic, which lands in its bronze table",
@@ -260,6 +260,18 @@ class _Checker:
             self.note("storage.mode", f"{storage.mode} without a key", "rows are found again by their key")
         if storage.mode == "upsert" and self.contract.is_cdc:
             self.note("storage.mode", "upsert of change events", "write current")
+        if storage.history:
+            self._history(storage.history)
+
+    def _history(self, table: str) -> None:
+        at, (namespace, _, name) = "storage.history", table.partition(".")
+        if not self.contract.is_cdc:
+            self.note(at, "of a topic without change events", "only database tables (envelope) have a history")
+        if namespace != "silver" or not _NAME.fullmatch(name):
+            self.note(at, f"{table!r} is not a place for it", "write silver.name")
+        for own in ("valid_from", "valid_to"):
+            if self.top(own) is not None:
+                self.note(at, f"the row has a field {own}, which a history has of its own")
 
     def _sort(self, name: str, spec: FieldSpec | None) -> None:
         if spec is None:
@@ -336,6 +348,13 @@ def _together(contracts: list[Contract]) -> Iterator[Problem]:
             other = first.setdefault(of(contract), contract)
             if other is not contract and of(contract):
                 yield Problem(str(contract.path), at, f"{of(contract)} is already that of {other.path}")
+    tables = {c.storage.table: c for c in contracts if c.storage and c.storage.table}
+    for contract in contracts:
+        if contract.storage is None or not (history := contract.storage.history):
+            continue
+        if tables.setdefault(history, contract) is not contract or history == contract.storage.table:
+            where = f"{history} is already a table of {tables[history].path}"
+            yield Problem(str(contract.path), "storage.history", where)
     topics = {c.name: c.topic for c in contracts}
     for contract in contracts:
         for topic in contract.derived_from:

@@ -44,7 +44,7 @@ def _attributes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Brea
         if (old.get(name) or None) != (new.get(name) or None):
             yield Breaking(name, f"was {old.get(name)}, is {new.get(name)}", why)
     before, after = old.get("storage") or {}, new.get("storage") or {}
-    for name in ("table", "mode"):
+    for name in ("table", "mode", "history"):
         # A table may be added to a contract that had none.
         if before.get(name) and before[name] != after.get(name):
             yield Breaking(

@@ -55,13 +55,15 @@ class Storage:
     """The Iceberg table of a topic: `append` events, `upsert` by key, or `current` state of a database table.
 
     A source topic's `table` is "": it lands in its bronze table, which `partition` and `sort` are of. `sort` are the
-    columns by which rows are ordered within each file, ascending.
+    columns by which rows are ordered within each file, ascending. `history` is a second table of a database table,
+    with all versions of its rows; "" for none.
     """
 
     table: str
     partition: tuple[PartitionField, ...] = ()
     mode: Mode = "append"
     sort: tuple[str, ...] = ()
+    history: str = ""
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ class _Reader:
             else:
                 partition.append(PartitionField(match[5], match[3], int(match[4])))  # type: ignore[arg-type]
         table = self.text(value, "table", "storage.", required=cdc or derived)
-        return Storage(table, tuple(partition), mode, self.texts(value, "sort", "storage."))
+        sort, history = self.texts(value, "sort", "storage."), self.text(value, "history", "storage.")
+        return Storage(table, tuple(partition), mode, sort, history)
 
     def field(self, raw: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> FieldSpec | None:
         prefix = "".join(f"{name}." for name in inside)

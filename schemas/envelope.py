@@ -129,6 +129,16 @@ def source_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
     return out
 
 
+def commit_micros(batch: pa.RecordBatch) -> pa.Array:
+    """When the source committed each change, in µs since the epoch; null where it does not say.
+
+    For rows of a snapshot it is when they were read. Debezium's `source.ts_us`, else `ts_ms`.
+    """
+    source = batch.column("source")
+    millis = pc.multiply(_child(source, "ts_ms").cast(pa.int64()), 1000)
+    return pc.coalesce(_child(source, "ts_us").cast(pa.int64()), millis)
+
+
 def unavailable_mask(column: pa.Array) -> pa.BooleanArray:
     """True where Debezium could not read a value that did not change (TOAST): the current value stays.
 

@@ -193,11 +193,11 @@ class Pipeline:
             for topic in self.topics.values():
                 files = tables.data_files(locations[table_name("bronze", topic)])
                 rows = duck.execute(
-                    "SELECT _partition, _offset, source.ts_us / 1e6 AS at FROM read_parquet($files) "
+                    "SELECT _kafka_partition, _offset, source.ts_us / 1e6 AS at FROM read_parquet($files) "
                     "WHERE op <> 'r' AND source.ts_us >= $since",
                     {"files": files, "since": int(since * 1e6)},
                 ).fetchnumpy()
-                columns = rows["_partition"].astype(np.int64), rows["_offset"].astype(np.int64), rows["at"]
+                columns = rows["_kafka_partition"].astype(np.int64), rows["_offset"].astype(np.int64), rows["at"]
                 found.append(self.watch.delays(topic, *columns))
         finally:
             duck.close()

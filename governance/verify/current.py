@@ -30,7 +30,7 @@ from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 
 Key = tuple[Hashable, ...]
-META = ("_partition", "_offset", "_timestamp", "_position", "_order")
+META = ("_kafka_partition", "_offset", "_timestamp", "_position", "_order")
 NOWHERE = (-1, -1)
 
 
@@ -226,12 +226,12 @@ class _Keyed:
         if before is not None:
             self._rows.pop(self._at(before), None)
         if after is not None:
-            meta = {"_partition": record.partition, "_offset": record.offset}
+            meta = {"_kafka_partition": record.partition, "_offset": record.offset}
             self._rows[self._at(after)] = {**canonical(after), **meta}
             self._placed[self._at(after)] = position
 
     def _place(self, at: Key, row: dict[str, Any]) -> tuple[int, int]:
-        return self._placed.get(at) or self._marks.get(row["_partition"], NOWHERE)
+        return self._placed.get(at) or self._marks.get(row["_kafka_partition"], NOWHERE)
 
     def differs(self, expected: list[dict[str, Any]]) -> bool:
         if self._twice or len(expected) != len(self._rows):
@@ -243,7 +243,9 @@ class _Keyed:
 
     def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
         for row in self._twice:
-            check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {self._at(row)} is there twice")
+            check.offend(
+                coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {self._at(row)} is there twice"
+            )
         left = dict(self._rows)
         for want in expected:
             at = self._at(want)
@@ -252,9 +254,9 @@ class _Keyed:
                 continue
             row = left.pop(at)
             if (wrong := difference(_strip(want), _strip(row))) is not None:
-                check.offend(coordinates(topic, row["_partition"], row["_offset"]), f"key {at}: {wrong}")
+                check.offend(coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {at}: {wrong}")
         for at, row in left.items():
-            where = coordinates(topic, row["_partition"], row["_offset"])
+            where = coordinates(topic, row["_kafka_partition"], row["_offset"])
             check.offend(where, f"key {at} is in the table, not in the database")
 
 

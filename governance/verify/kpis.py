@@ -206,16 +206,16 @@ def group_text(group: Mapping[str, Any]) -> str:
 
 
 def _below(cut: Cut) -> str:
-    parts = [f"(_partition = {p} AND _offset < {o})" for p, o in cut.items()]
+    parts = [f"(_kafka_partition = {p} AND _offset < {o})" for p, o in cut.items()]
     return f"({' OR '.join(parts) or 'false'})"
 
 
 def _event_images(lake: Lake, table: Table, cut: Cut) -> str:
     """Each row counts once."""
     return f"""image AS (
-        SELECT _partition AS p, _offset AS o, 0 AS seq, 1 AS sign, 0 AS segment, 0 AS segments,
+        SELECT _kafka_partition AS p, _offset AS o, 0 AS seq, 1 AS sign, 0 AS segment, 0 AS segments,
                epoch_us(_timestamp) AS arrived, row_data
-        FROM (SELECT t AS row_data, _partition, _offset, _timestamp FROM {lake.scan(table)} t WHERE {_below(cut)})
+        FROM (SELECT t AS row_data, _kafka_partition, _offset, _timestamp FROM {lake.scan(table)} t WHERE {_below(cut)})
     )"""
 
 
@@ -238,8 +238,8 @@ def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
     """A change takes its row before away and adds its row after; repeats and stale snapshot rows do neither."""
     position, snapshot = _BINLOG if ", pos " in table.columns["source"] else _WAL
     return f"""log AS (
-        SELECT _partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op, "before" AS old, "after" AS new,
-               {position} AS pos,
+        SELECT _kafka_partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op,
+               "before" AS old, "after" AS new, {position} AS pos,
                op = 'r' AND coalesce(source.snapshot, '') <> 'incremental' AS read_whole,
                op = 't' OR (op = 'r' AND coalesce(source.snapshot, '') = 'incremental') AS ignored,
                {snapshot} AS snapshot

@@ -14,14 +14,15 @@ from governance.verify.report import Check, coordinates
 from governance.verify.values import difference, from_avro
 from headrace.errors import DecodeError
 
-KAFKA_COLUMNS = ("_partition", "_offset", "_timestamp", "_key")
+KAFKA_COLUMNS = ("_kafka_partition", "_offset", "_timestamp", "_key")
 
 
 def _table_rows(lake: Lake, table: Table, partition: int, below: int) -> Iterator[dict[str, Any]]:
     if not table.columns:
         return iter(())
     return lake.rows(
-        f"SELECT * FROM {lake.scan(table)} WHERE _partition = ? AND _offset < ? ORDER BY _offset", [partition, below]
+        f"SELECT * FROM {lake.scan(table)} WHERE _kafka_partition = ? AND _offset < ? ORDER BY _offset",
+        [partition, below],
     )
 
 
@@ -71,7 +72,8 @@ def check_bronze(
         )
         beyond = (
             lake.execute(
-                f"SELECT min(_offset) FROM {lake.scan(table)} WHERE _partition = ? AND _offset >= ?", [partition, below]
+                f"SELECT min(_offset) FROM {lake.scan(table)} WHERE _kafka_partition = ? AND _offset >= ?",
+                [partition, below],
             ).fetchone()
             if table.columns
             else None
@@ -189,7 +191,7 @@ def check_upsert(
     for row in lake.rows(f"SELECT * FROM {lake.scan(table)}") if table.columns else ():
         at = tuple(row.get(name) for name in key)
         expected = newest.pop(at, None)
-        where = coordinates(topic, row["_partition"], row["_offset"])
+        where = coordinates(topic, row["_kafka_partition"], row["_offset"])
         if expected is None:
             if complete:
                 check.offend(where, f"key {at} is in the table twice or not in Kafka")

@@ -223,6 +223,7 @@ class _Delta(_MergeAppendFiles):
             missing = self._change.removed - {file.file_path for file in self._dropped}
             if missing:
                 raise ValidationException(f"{len(missing)} file(s) to drop are gone")
+        existing = self._fewer_delete_manifests(existing)
         mine = self._added(ManifestContent.DATA, self._scattered)
         mine += self._added(ManifestContent.DELETES, self._change.delete_files)
         return mine + existing
@@ -244,6 +245,29 @@ class _Delta(_MergeAppendFiles):
                         writer.add(_entry(ManifestEntryStatus.ADDED, self._snapshot_id, None, None, file))
             manifests.append(writer.to_manifest_file())
         return manifests
+
+    def _fewer_delete_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
+        """Delete manifests merged into one of each spec when they are many: the library does so for data alone."""
+        deletes = [m for m in manifests if m.content == ManifestContent.DELETES]
+        if len(deletes) < self._min_count_to_merge:
+            return manifests
+        merged = [m for m in manifests if m.content != ManifestContent.DELETES]
+        for spec_id in sorted({m.partition_spec_id for m in deletes}):
+            with self._writer(ManifestContent.DELETES, spec_id) as writer:
+                for manifest in deletes:
+                    # What an earlier step of this commit removed must stay told.
+                    if manifest.partition_spec_id == spec_id:
+                        for e in manifest.fetch_manifest_entry(self._io, discard_deleted=False):
+                            gone = e.status == ManifestEntryStatus.DELETED
+                            if not gone or e.snapshot_id == self._snapshot_id:
+                                status = ManifestEntryStatus.DELETED if gone else ManifestEntryStatus.EXISTING
+                                writer.add_entry(
+                                    _entry(
+                                        status, e.snapshot_id, e.sequence_number, e.file_sequence_number, e.data_file
+                                    )
+                                )
+            merged.append(writer.to_manifest_file())
+        return merged
 
     def _without_removed(self, manifest: ManifestFile) -> list[ManifestFile]:
         entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)

@@ -8,8 +8,9 @@ steps (`rewrite`), so it needs little memory.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pyiceberg.exceptions import CommitFailedException
@@ -22,6 +23,8 @@ from sinks.iceberg.metadata_cache import transaction
 
 EXPIRE_EVERY = 25
 KEEP_SNAPSHOTS = 20
+# Further ones that are kept for as long as snapshots are to be read, evenly over that time.
+KEPT_OVER_AGE = 60
 # Compressed bytes: files of this size are left alone, and a rewrite reads at most as many.
 TARGET_BYTES = 64 << 20
 SMALLEST_TIER_BYTES = 256 << 10
@@ -38,13 +41,20 @@ def dead_rows(task: FileScanTask) -> int:
 
 
 def choose(
-    tasks: Sequence[FileScanTask], *, at_least: int = FILES_TO_MERGE, target: int = TARGET_BYTES
+    tasks: Iterable[FileScanTask],
+    *,
+    at_least: int = FILES_TO_MERGE,
+    target: int = TARGET_BYTES,
+    allowance: int = 0,
+    apart: Callable[[FileScanTask], Any] = lambda _: None,
 ) -> list[list[FileScanTask]]:
-    """The files to rewrite now, in groups that become one file each: at most `target` bytes together, or one file.
+    """The files to rewrite now, in groups that become one file each: at most `target` bytes a group, or one file.
 
-    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows.
+    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows. All groups
+    together have at most `allowance` bytes, or `target` where that is more. Files for which `apart` differs are not
+    merged.
     """
-    groups: dict[tuple[int, Any, int], list[FileScanTask]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[FileScanTask]] = defaultdict(list)
     for task in tasks:
         size = task.file.file_size_in_bytes
         if dead_rows(task) > DEAD_SHARE * task.file.record_count:
@@ -53,21 +63,24 @@ def choose(
             tier = _tier(size)
         else:
             continue
-        groups[task.file.spec_id, task.file.partition, tier].append(task)
+        groups[apart(task), task.file.spec_id, task.file.partition, tier].append(task)
     worth = {key: group for key, group in groups.items() if key[-1] < 0 or len(group) >= at_least}
     chosen: list[list[FileScanTask]] = []
-    total = 0
+    left = max(target, allowance)
     for (*_, tier), group in sorted(worth.items(), key=lambda item: len(item[1]), reverse=True):
-        fitting: list[FileScanTask] = []
+        fitting: list[list[FileScanTask]] = [[]]
+        size = 0
         for task in sorted(group, key=lambda t: t.file.file_size_in_bytes):
-            total += task.file.file_size_in_bytes
-            if total > target and (chosen or fitting):
+            nbytes = task.file.file_size_in_bytes
+            if nbytes > left and (chosen or fitting[0]):
                 break
-            fitting.append(task)
-        if len(fitting) > 1 or (fitting and tier < 0):
-            chosen.append(fitting)
-        if total > target:
-            break
+            if fitting[-1] and size + nbytes > target:
+                fitting.append([])
+                size = 0
+            fitting[-1].append(task)
+            size += nbytes
+            left -= nbytes
+        chosen += [files for files in fitting if len(files) > 1 or (files and tier < 0)]
     return chosen
 
 
@@ -83,12 +96,28 @@ def paths_of(tasks: Sequence[FileScanTask]) -> frozenset[str]:
     return frozenset(path for t in tasks for path in (t.file.file_path, *(file.file_path for file in t.delete_files)))
 
 
-def expire(committer: TableCommitter, keep: int = KEEP_SNAPSHOTS) -> int:
-    """Forget all but the newest `keep` snapshots of the table; their files stay for the sweep. Returns how many."""
+def superseded(
+    times: Sequence[tuple[int, int]], now: int, *, keep: int = KEEP_SNAPSHOTS, age: int = 0, most: int = KEPT_OVER_AGE
+) -> list[int]:
+    """Ids of snapshots to forget. `times` are (id, milliseconds), oldest first; `age` and `now` in milliseconds.
+
+    The newest `keep` stay. Of the others that are younger than `age`, the newest in each of `most` slots of it does, so
+    the metadata that every commit writes is bounded, however long the age and however often commits are made.
+    """
+    old = times[:-keep]
+    kept = {at * most // age: number for number, at in old if at > now - age}
+    return [number for number, _ in old if number not in kept.values()]
+
+
+def expire(committer: TableCommitter, *, keep: int = KEEP_SNAPSHOTS, seconds: float = 0.0) -> int:
+    """Forget snapshots of the table but the newest and some of those younger than `seconds` (`superseded`); their files
+    stay for the sweep. Returns how many."""
     table = committer.table
     snapshots = sorted(table.metadata.snapshots, key=lambda s: s.sequence_number or 0)
     pinned = {ref.snapshot_id for ref in table.metadata.refs.values()}
-    old = [s.snapshot_id for s in snapshots[:-keep] if s.snapshot_id not in pinned]
+    times = [(s.snapshot_id, s.timestamp_ms) for s in snapshots]
+    gone = superseded(times, int(time.time() * 1000), keep=keep, age=int(seconds * 1000))
+    old = [number for number in gone if number not in pinned]
     if not old:
         return 0
     staged = transaction(table)

@@ -12,7 +12,7 @@ one partition. A row read by a full snapshot replaces everything older than that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -56,8 +56,6 @@ from sinks.iceberg.upsert import take_rows
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
-STAGE = "current"
-
 
 @dataclass(frozen=True, eq=False)
 class Changes:
@@ -87,6 +85,8 @@ class Settling(Merging):
 class CurrentTable(KeyedTable):
     """Current state by the key of the topic's records, which the first records (or the table's property) tell."""
 
+    # What its rejects name as the place that refused them.
+    stage = "current"
     _key_known = False
     _key_since = NOWHERE
     _partitions = 1
@@ -114,6 +114,10 @@ class CurrentTable(KeyedTable):
     @property
     def _fixed(self) -> Sequence[str]:
         return self.key
+
+    def table_properties(self) -> dict[str, str]:
+        """A table may be made before its key is known: by a truncate alone, whose record has none."""
+        return super().table_properties() if self._key_known else {}
 
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
@@ -156,21 +160,28 @@ class CurrentTable(KeyedTable):
         if floor > self.floor and self.table is not None:
             self._remake(lambda: raised(self._existing, floor, {progress.floor_property(self.topic): str(floor)}))
         parts = [_standing(changes, floor) for changes in parts]
-        fitted = self._fit_slices([(c.slice, c.rows) for c in parts], STAGE)
+        fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
         merging = self._merge(parts, fitted, rejects)
         merging.slices, merging.dropped = slices, dropped
         merging.truncate = emptied and self.table is not None
-        merging.state = {
+        merging.state = self._state(marks)
+        if floor != NOWHERE:
+            merging.state[progress.floor_property(self.topic)] = str(floor)
+        return merging
+
+    def _state(self, marks: Mapping[int, Position]) -> dict[str, str]:
+        """What is to be remembered beside the offsets."""
+        state = {
             progress.position_property(self.topic, partition): str(mark)
             for partition, mark in marks.items()
             if mark != NOWHERE
         }
-        if floor != NOWHERE:
-            merging.state[progress.floor_property(self.topic)] = str(floor)
-        return merging
+        if self._key_known and self.table is not None and progress.KEY not in self.properties:
+            state |= self.table_properties()
+        return state
 
     def _applicable(self, part: Slice, rejects: list[Reject]) -> Mask:
         """The rows that can be applied; the others become rejects, with the first rule that they break."""
@@ -181,7 +192,7 @@ class CurrentTable(KeyedTable):
             mask &= keep
             if mask.any():
                 keep &= ~mask
-                rejects.append(Reject(part, part.rows[mask], STAGE, rule, (reason,) * int(mask.sum())))
+                rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
         return keep
 
     def _places(self, part: Slice, keep: Mask, rejects: list[Reject]) -> Places:
@@ -195,7 +206,7 @@ class CurrentTable(KeyedTable):
             known = Places.of(_rows_of(envelope.placed(part.batch), rows))
         except ContractError as e:
             if not self.key:
-                rejects.append(Reject(part, part.rows[keep], STAGE, "position", (str(e),) * len(rows)))
+                rejects.append(Reject(part, part.rows[keep], self.stage, "position", (str(e),) * len(rows)))
                 keep[:] = False
             return places
         places.high[rows], places.low[rows] = known.high, known.low
@@ -256,7 +267,7 @@ class CurrentTable(KeyedTable):
                     self, names, batches, keys, present, folded.write, fitted.columns, moves
                 )
             reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
-            rejects += _refused(parts, folded.write[unresolved], "value", reason)
+            rejects += refused(parts, folded.write[unresolved], self.stage, "value", reason)
             kept = np.flatnonzero(~unresolved)
             folded = Folded(folded.write[kept], folded.keys.take(kept), folded.touched)
             rows = filled.take(pa.array(kept)).to_batches()
@@ -285,7 +296,9 @@ class CurrentTable(KeyedTable):
                     self.table,
                     names,
                 )
-            rejects += _refused(parts, start + missing, "before", "the row that it changes is not in the table")
+            rejects += refused(
+                parts, start + missing, self.stage, "before", "the row that it changes is not in the table"
+            )
         rows = take_rows(batches, np.flatnonzero(batch.alive))
         return Settling(fitted.slices, fitted.columns, rows, rejects, dead=list(batch.dead.values()))
 
@@ -302,13 +315,17 @@ class CurrentTable(KeyedTable):
             head=(self._existing.metadata.current_snapshot_id,),
         )
 
+    def counted(self, rows: pa.Table) -> Mask:
+        """Which stored rows have a key of their own; a table has one of each key among them."""
+        return np.ones(len(rows), np.bool_)
+
     def _follow(self, slices: Sequence[Slice]) -> None:
         """Bring the rows that are there under the source's present key and columns, before new ones come."""
         if self.table is None:
             return
         key = new_key(slices, self.key, self._key_since) if self._key_known and self.key else None
         if key is not None:
-            self._remake(lambda: rekeyed(self._existing, self.topic, *key))
+            self._remake(lambda: rekeyed(self._existing, self.topic, *key, counted=self.counted))
         added = new_columns(slices, self._existing.schema(), self._added)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
@@ -354,7 +371,7 @@ def _standing(changes: Changes, floor: Position) -> Changes:
     )
 
 
-def _refused(parts: list[Changes], rows: Int64, rule: str, reason: str) -> list[Reject]:
+def refused(parts: list[Changes], rows: Int64, stage: str, rule: str, reason: str) -> list[Reject]:
     """Changes, numbered through all slices, that cannot be applied after all."""
     starts = np.cumsum([0, *(c.rows.num_rows for c in parts)])
     rejects = []
@@ -363,7 +380,7 @@ def _refused(parts: list[Changes], rows: Int64, rule: str, reason: str) -> list[
         if len(mine):
             offsets = changes.rows.column("_offset").to_numpy()[mine]
             records = np.searchsorted(changes.slice.offsets, offsets)
-            rejects.append(Reject(changes.slice, records, STAGE, rule, (reason,) * len(mine)))
+            rejects.append(Reject(changes.slice, records, stage, rule, (reason,) * len(mine)))
     return rejects
 
 

@@ -8,7 +8,7 @@ nothing could ever replace them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,8 +112,11 @@ def new_key(slices: Sequence[Slice], key: tuple[str, ...], since: Position) -> t
     return None
 
 
-def rekeyed(table: Table, topic: str, key: tuple[str, ...], since: Position) -> Change:
-    """The change that puts a table under another key. Raises `OSError`."""
+def rekeyed(
+    table: Table, topic: str, key: tuple[str, ...], since: Position, *, counted: Callable[[pa.Table], Mask]
+) -> Change:
+    """The change that puts a table under another key: of the rows that count, the newest of each key stays. Raises
+    `OSError`."""
     properties = {progress.KEY: ",".join(key), progress.key_since_property(topic): str(since)}
     properties |= {f"{BLOOM_FILTER}{name}": "true" for name in key}
     tasks = list(table.scan().plan_files())
@@ -122,20 +125,22 @@ def rekeyed(table: Table, topic: str, key: tuple[str, ...], since: Position) -> 
     pieces = [piece for task in tasks for piece in live_rows(table, task)]
     keyed = [piece.select(names) for piece in pieces]
     placed = [piece.select([name for name in COLUMNS.names if name in have]) for piece in pieces]
+    counts = np.concatenate([np.empty(0, np.bool_), *(counted(piece) for piece in pieces)])
     del pieces
     total = sum(len(piece) for piece in keyed)
-    stays = np.zeros(total, np.bool_)
+    stays = ~counts
     if names == list(key) and total:
         rows = pa.concat_tables(keyed)
-        lsn, order = (
+        high, low = (
             pc.fill_null(pa.concat_tables(placed).column(name), -1).to_numpy() if name in have else np.zeros(total)
             for name in COLUMNS.names
         )
-        oldest_first = np.lexsort((order, lsn))
+        oldest_first = np.lexsort((low, high))
+        oldest_first = oldest_first[counts[oldest_first]]
         keys = join([hash_keys([piece.column(name) for name in key]) for piece in keyed])
         stays[oldest_first[last_of_each(keys.take(oldest_first))]] = True
         for name in key:
-            stays &= ~mask_of(pc.is_null(rows.column(name)))
+            stays &= ~counts | ~mask_of(pc.is_null(rows.column(name)))
     gone = int((~stays).sum())
     log.warning("the source has another key", topic=topic, key=list(key), rows=total, removed=gone)
     if gone == 0:

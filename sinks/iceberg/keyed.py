@@ -8,62 +8,88 @@ wrong, so every commit is fenced by the snapshot that the index describes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyiceberg.io import FileIO
+from pyiceberg.catalog import Catalog
 from pyiceberg.manifest import DataFile
-from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Operation
 
 from headrace.errors import TerminalError
-from headrace.keyindex import ABSENT, KeyIndex, Keys, hash_keys
+from headrace.keyindex import ABSENT, KeyIndex, Keys, slots_for
 from headrace.logs import get_logger
 from sinks.iceberg import progress
+from sinks.iceberg.budget import IndexBudget
+from sinks.iceberg.build import KeyColumns, column_batches, key_pieces
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change, TableCommitter, trouble
-from sinks.iceberg.compact import choose, paths_of
+from sinks.iceberg.compact import DEAD_SHARE, choose, paths_of
 from sinks.iceberg.evolve import Evolution
+from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
 from sinks.iceberg.rewrite import deleted_positions, rewrite
-from sinks.iceberg.shape import field_id
+from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]
 
-# A file that is not rewritten gets its delete files merged when it has this many.
+# When a file has this many delete files the table is compacted: it is rewritten, or they are merged into one.
 DELETE_FILES_TO_MERGE = 8
+# Room for new keys in an index that is built: a table that grows by less while the process lives is never rebuilt.
+HEADROOM = 1 / 8
+# Files that are read or written at once: on an object store each waits for an answer.
+AT_ONCE = 8
 
 log = get_logger("iceberg")
 
 
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
 @dataclass(eq=False)
 class Merging(Prepared):
-    """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate."""
+    """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate.
+
+    `closed` are rows to write that no entry of the index leads to. `written` are the files of the rows, `loose` those
+    of the others, `deletes` those of the rows that die, by the number of the file they are in.
+    """
 
     keys: Keys = field(default_factory=lambda: join([]))
     touched: Keys = field(default_factory=lambda: join([]))
     versions: Int64 | None = None
     truncate: bool = False
+    closed: list[pa.RecordBatch] = field(default_factory=list)
     written: list[Written] = field(default_factory=list)
+    loose: list[DataFile] = field(default_factory=list)
+    deletes: dict[int, DataFile] = field(default_factory=dict)
 
 
 class KeyedTable(OwnedTable):
-    """A table kept by position. Subclasses say what key it has: `key` is empty for one without, which only grows."""
+    """A table kept by position. Subclasses say what key it has: `key` is empty for one without, which only grows.
+
+    What a commit costs depends on its rows and on how many files they touch, not on how many rows the table has.
+    After `care` a data file has fewer than `DELETE_FILES_TO_MERGE` delete files. At a compaction, which is due then
+    or every `compact_every` commits, files with more than `DEAD_SHARE` of dead rows are rewritten, as far as they
+    take no more bytes than `file_bytes` or 1 / `DEAD_SHARE` times the rows that died since the last one.
+    """
 
     key: tuple[str, ...] = ()
     version: str | None = None
 
     _index: KeyIndex
-    _files: dict[int, DataFile]
-    _next_file: int
+    _files: LiveFiles
+
+    def __init__(self, catalog: Catalog, name: str, topic: str, *, budget: IndexBudget | None = None, **more: Any):
+        super().__init__(catalog, name, topic, **more)
+        self._budget = budget
 
     @property
     def index(self) -> KeyIndex:
@@ -80,66 +106,67 @@ class KeyedTable(OwnedTable):
     def read(self, file: int, name: str) -> pa.ChunkedArray:
         """A column of a live file, by the file's number in locations; deleted rows too. Raises `OSError`."""
         table = self._existing
-        return read_columns(table.io, self._files[file], table.schema(), [name]).column(0)
+        batches = column_batches(table.io, self._files[file].file, table.schema(), [name])
+        return pa.concat_tables(batches).column(0)
+
+    @property
+    def key_columns(self) -> KeyColumns:
+        """What of its rows the index is built from."""
+        return KeyColumns(self.key, self.version)
+
+    def _indexed(self, files: LiveFiles) -> dict[int, FileScanTask]:
+        """The files that have rows with an entry in the index."""
+        return files.by_number
+
+    def _new_index(self, keys: int) -> KeyIndex:
+        budget = self._budget
+        claim = None if budget is None else lambda nbytes: budget.claim(self.name, nbytes)
+        return KeyIndex(slots_for(int(keys * (1 + HEADROOM))), versioned=self.version is not None, claim=claim)
 
     def _opened(self, table: Table) -> None:
-        self._index = KeyIndex(versioned=self.version is not None)
-        self._files, self._next_file = {}, 0
+        self._files = LiveFiles()
+        self._index = self._new_index(0)
         if not self.key:
             return
         started = time.perf_counter()
         with trouble(self.name):
-            for task in table.scan().plan_files():
-                self._add_file(task, table)
+            self._files = LiveFiles(table.scan().plan_files())
+            files = self._indexed(self._files)
+            self._index = self._new_index(LiveFiles(files.values()).rows)
+            for piece in key_pieces(table.io, files, table.schema(), self.key_columns):
+                locations = locate(piece.number, piece.positions)
+                if self._index.put(piece.keys, locations, piece.versions) != len(piece.keys):
+                    raise TerminalError(
+                        f"two live rows of one key ({', '.join(self.key)})",
+                        where=self.name,
+                        hint="another program has written this table; drop it and let it be built again from its topic",
+                    )
         seconds = time.perf_counter() - started
         log.info("index built", table=self.name, keys=len(self._index), bytes=self._index.nbytes, seconds=seconds)
-
-    def _add_file(self, task: FileScanTask, table: Table) -> None:
-        names = [*self.key, *([self.version] if self.version else [])]
-        columns = read_columns(table.io, task.file, table.schema(), names)
-        positions = np.arange(columns.num_rows)
-        if task.delete_files:
-            alive = np.ones(columns.num_rows, np.bool_)
-            alive[deleted_positions(table.io, task)] = False
-            positions = np.flatnonzero(alive)
-            columns = columns.take(positions)
-        number = self._number(task.file)
-        keys = hash_keys([columns.column(name) for name in self.key])
-        if self._index.put(keys, locate(number, positions), self._versions(columns)) != len(keys):
-            raise TerminalError(
-                f"two live rows of one key ({', '.join(self.key)})",
-                where=self.name,
-                hint="another program has written this table; drop it and let it be built again from its topic",
-            )
-
-    def _number(self, file: DataFile) -> int:
-        self._next_file += 1
-        self._files[self._next_file] = file
-        return self._next_file
-
-    def _versions(self, columns: pa.Table) -> Int64 | None:
-        if self.version is None:
-            return None
-        versions: Int64 = columns.column(self.version).to_numpy().astype(np.int64, copy=False)
-        return versions
 
     def _plan(self, prepared: Prepared, base: Change, evolution: Evolution, rows: pa.Table) -> Change:
         assert isinstance(prepared, Merging)
         table, writer = self._existing, self._writer(evolution)
-        prepared.written = writer.write(rows)
-        deletes: list[DataFile] = []
+        if self.key:
+            # Before anything is written: a table that may not grow further stops here.
+            self._index.reserve(int((self._index.locations(prepared.keys) < 0).sum()))
+        prepared.written, prepared.loose, prepared.deletes = writer.write(rows), [], {}
+        if prepared.closed:
+            closed = pa.concat_tables([fit_rows(batch, prepared.columns) for batch in prepared.closed])
+            prepared.loose = [written.file for written in writer.write(closed)]
         removed: frozenset[str] = frozenset()
         if prepared.truncate:
-            removed = paths_of(list(table.scan().plan_files()))
+            removed, files = self._empty(prepared, writer)
+            prepared.loose += files
         elif self.key:
-            deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
+            prepared.deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
         operation = Operation.APPEND
-        if deletes or removed:
-            operation = Operation.OVERWRITE if prepared.written else Operation.DELETE
+        if prepared.deletes or removed:
+            operation = Operation.OVERWRITE if prepared.written or prepared.loose else Operation.DELETE
         return replace(
             base,
-            data_files=[written.file for written in prepared.written],
-            delete_files=deletes,
+            data_files=[*(written.file for written in prepared.written), *prepared.loose],
+            delete_files=list(prepared.deletes.values()),
             removed=removed,
             operation=operation,
             head=(table.metadata.current_snapshot_id,) if self.key or removed else None,
@@ -147,43 +174,71 @@ class KeyedTable(OwnedTable):
             schema=evolution.schema,
         )
 
-    def _write_deletes(self, writer: FileWriter, locations: Int64) -> list[DataFile]:
+    def _empty(self, prepared: Merging, writer: FileWriter) -> tuple[frozenset[str], list[DataFile]]:
+        """What a truncate removes, and the files that come instead."""
+        files = self._files if self.key else LiveFiles(self._existing.scan().plan_files())
+        return files.paths(), []
+
+    def _write_deletes(self, writer: FileWriter, locations: Int64) -> dict[int, DataFile]:
         dead = np.sort(locations[locations >= 0])
         numbers, starts = np.unique(file_of(dead), return_index=True)
-        groups = np.split(position_of(dead), starts[1:])
-        return [writer.write_deletes(self._files[int(n)], group) for n, group in zip(numbers, groups, strict=False)]
+        groups = zip(numbers.tolist(), np.split(position_of(dead), starts[1:]), strict=False)
+
+        def write(group: tuple[int, Int64]) -> tuple[int, DataFile]:
+            number, positions = group
+            return number, writer.write_deletes(self._files[number].file, positions)
+
+        return dict(at_once(write, groups))
 
     def _applied(self, prepared: Prepared) -> None:
         assert isinstance(prepared, Merging)
         if not self.key:
             return
         if prepared.truncate:
+            assert prepared.change is not None
             self._index.clear()
-            self._files.clear()
+            self._files.replaced(prepared.change.removed)
         else:
             self._index.remove(prepared.touched)
+        for number, deletes in prepared.deletes.items():
+            self._files.add_deletes(number, deletes)
+        for file in prepared.loose:
+            self._files.add(file)
         for written in prepared.written:
-            self._place(written, prepared.keys, prepared.versions)
+            rows: Any = slice(None) if written.rows is None else written.rows
+            versions = None if prepared.versions is None else prepared.versions[rows]
+            self._place(written.file, prepared.keys.take(rows), versions)
 
-    def _place(self, written: Written, keys: Keys, versions: Int64 | None) -> None:
-        """Point the index at the rows of a new file."""
-        rows: Any = slice(None) if written.rows is None else written.rows
-        keys = keys.take(rows)
-        locations = locate(self._number(written.file), np.arange(len(keys)))
-        self._index.put(keys, locations, None if versions is None else versions[rows])
+    def _place(self, file: DataFile, keys: Keys, versions: Int64 | None, positions: Int64 | None = None) -> None:
+        """Point the index at the rows of a new file: at all of them, or at those of some positions."""
+        number = self._files.add(file)
+        at = np.arange(len(keys)) if positions is None else positions
+        self._index.put(keys, locate(number, at), versions)
+
+    def _overdue(self) -> bool:
+        return bool(self.key) and self._files.most_deletes >= DELETE_FILES_TO_MERGE
+
+    def _apart(self, task: FileScanTask) -> Any:
+        """Files for which this differs are not merged."""
 
     def _compact(self, committer: TableCommitter) -> None:
         table = committer.table
         writer = self._writer(Evolution(table.schema(), None))
-        names = [*self.key, *([self.version] if self.version else [])]
+        columns = self.key_columns
         with trouble(self.name):
-            tasks = list(table.scan().plan_files())
-            groups = choose(tasks, at_least=2, target=self._target(table))
-            files = [new for group in groups if (new := rewrite(table, group, names))]
+            files = self._files if self.key else LiveFiles(table.scan().plan_files())
+            allowance = int(files.killed / DEAD_SHARE * files.row_bytes)
+            groups = choose(files, at_least=2, target=self._target(table), allowance=allowance, apart=self._apart)
+            made = [new for group in groups if (new := rewrite(table, group, columns.names))]
             chosen = [task for group in groups for task in group]
-            skip = {task.file.file_path for task in chosen}
-            many = [t for t in tasks if len(t.delete_files) >= DELETE_FILES_TO_MERGE and t.file.file_path not in skip]
-            deletes = [writer.write_deletes(t.file, np.unique(deleted_positions(table.io, t))) for t in many]
+            skip = frozenset(task.file.file_path for task in chosen)
+            many = [t for t in files if len(t.delete_files) >= DELETE_FILES_TO_MERGE and t.file.file_path not in skip]
+
+            def merge(task: FileScanTask) -> DataFile:
+                return writer.write_deletes(task.file, np.unique(deleted_positions(table.io, task)))
+
+            deletes = at_once(merge, many)
+        files.killed = 0
         if not chosen and not many:
             return
         obsolete = paths_of(chosen) | {file.file_path for t in many for file in t.delete_files}
@@ -191,7 +246,7 @@ class KeyedTable(OwnedTable):
             Change(
                 {},
                 {},
-                [new.file for new in files],
+                [new.file for new in made],
                 deletes,
                 removed=obsolete,
                 operation=Operation.REPLACE,
@@ -199,18 +254,21 @@ class KeyedTable(OwnedTable):
             )
         )
         if self.key:
-            self._files = {n: f for n, f in self._files.items() if f.file_path not in skip}
-            for new in files:
-                keys = hash_keys([new.kept.column(name) for name in self.key])
-                self._place(Written(new.file, None), keys, self._versions(new.kept))
-        log.info("compacted", table=self.name, files=len(chosen), into=len(files), deletes=len(many))
+            files.replaced(skip, zip(many, deletes, strict=True))
+            for new in made:
+                counted = columns.counted(new.kept)
+                if isinstance(counted, slice):
+                    self._place(new.file, columns.keys(new.kept), columns.versions(new.kept))
+                else:
+                    kept = new.kept.take(counted)
+                    self._place(new.file, columns.keys(kept), columns.versions(kept), counted)
+        log.info("compacted", table=self.name, files=len(chosen), into=len(made), deletes=len(many))
 
 
-def read_columns(io: FileIO, file: DataFile, schema: Schema, names: Sequence[str]) -> pa.Table:
-    """Columns of a data file by the field ids that the table's schema gives to `names`; all rows, deleted ones too."""
-    with io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
-        by_id: Mapping[int | None, str] = {field_id(f): f.name for f in parquet.schema_arrow}
-        have = {name: by_id.get(schema.find_field(name).field_id) for name in names}
-        found = parquet.read(columns=[column for column in have.values() if column is not None])
-        columns = [pa.nulls(found.num_rows) if at is None else found.column(at) for at in have.values()]
-        return pa.table(columns, names=list(have))
+def at_once(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """`work` on each, several at a time, results in order. Raises what the first that fails raises."""
+    todo = list(items)
+    if len(todo) < 2:
+        return [work(item) for item in todo]
+    with ThreadPoolExecutor(min(AT_ONCE, len(todo)), "files") as pool:
+        return list(pool.map(work, todo))

@@ -87,6 +87,7 @@ class OwnedTable(ABC):
         compact_every: int = 30,
         file_bytes: int = TARGET_BYTES,
         retyped: Retyped = "quarantine",
+        keep_seconds: float = 0.0,
     ) -> None:
         self.name = name
         self.topic = topic
@@ -99,6 +100,9 @@ class OwnedTable(ABC):
         self._compact_every = compact_every
         self._file_bytes = file_bytes
         self._retyped = retyped
+        self._keep_seconds = keep_seconds
+        # How many snapshots the last expiry left.
+        self._snapshots = KEEP_SNAPSHOTS
         # The first commit of a process compacts: how long the table has not been is not known.
         self._uncompacted = compact_every - 1
         self._sweeper = Sweeper()
@@ -205,17 +209,22 @@ class OwnedTable(ABC):
         """
         if self._committer is None:
             return
-        if self._uncompacted >= self._compact_every:
+        if self._uncompacted >= self._compact_every or self._overdue():
             self._compact(self._committer)
             self._uncompacted = 0
-        if len(self._committer.table.metadata.snapshots) >= KEEP_SNAPSHOTS + EXPIRE_EVERY:
-            expire(self._committer)
+        if len(self._committer.table.metadata.snapshots) >= self._snapshots + EXPIRE_EVERY:
+            expire(self._committer, seconds=self._keep_seconds)
+            self._snapshots = len(self._committer.table.metadata.snapshots)
         try:
             with trouble(self.name):
                 self._sweeper.sweep(self._committer.table)
         except TerminalError as e:
             # Files that stay are no reason to stop landing.
             log.error("files not removed", **e.as_dict())
+
+    def _overdue(self) -> bool:
+        """Whether compaction cannot wait until it is due."""
+        return False
 
     @abstractmethod
     def _compact(self, committer: TableCommitter) -> None:

@@ -13,19 +13,23 @@ from headrace.errors import ConfigError
 from schemas.contracts import Contract, ContractSet
 from schemas.names import table_name
 
-Kind = Literal["bronze", "derived", "upsert", "current"]
+Kind = Literal["bronze", "derived", "upsert", "current", "history"]
 
 CONNECTORS = Path("connectors") / "debezium"
 
 
 @dataclass(frozen=True)
 class Landing:
-    """One table that a topic lands in. `partitioned` says that the contract's partition spec is this table's."""
+    """One table that a topic lands in. `partitioned` says that the contract's partition spec is this table's.
+
+    `of` is the table whose history this one is.
+    """
 
     table: str
     kind: Kind
     contract: Contract | None = None
     partitioned: bool = False
+    of: str = ""
 
 
 def change_prefixes(folders: Iterable[Path]) -> list[str]:
@@ -59,6 +63,8 @@ def plan(
         if any(pattern.fullmatch(topic) for pattern in excluded):
             continue
         landings = _landings(topic, contracts.by_topic.get(topic), prefixes)
+        if len({landing.table for landing in landings}) < len(landings):
+            raise ConfigError("is the table of its own history too", where=landings[-1].table, hint="storage.history")
         for landing in landings:
             if owner.setdefault(landing.table, topic) != topic:
                 raise ConfigError(
@@ -81,7 +87,10 @@ def _landings(topic: str, contract: Contract | None, prefixes: Sequence[str]) ->
     bronze = table_name("bronze", topic)
     if is_change_topic(topic, prefixes) or (contract is not None and contract.is_cdc):
         current = (storage and storage.table) or table_name("silver", topic)
-        return Landing(bronze, "bronze", contract), Landing(current, "current", contract, partitioned=True)
+        tables = Landing(bronze, "bronze", contract), Landing(current, "current", contract, partitioned=True)
+        if storage is None or not storage.history:
+            return tables
+        return (*tables, Landing(storage.history, "history", contract, partitioned=True, of=current))
     if contract is None:
         return ()
     if contract.is_source:

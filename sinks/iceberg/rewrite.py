@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
 from pyiceberg.io.pyarrow import _to_requested_schema, pyarrow_to_schema
 from pyiceberg.manifest import DataFile
-from pyiceberg.schema import prune_columns
+from pyiceberg.schema import Schema, prune_columns
 from pyiceberg.table import FileScanTask, Table
+from pyiceberg.types import ListType, MapType
 
 from sinks.iceberg.encodings import ROW_GROUP
 from sinks.iceberg.parquet import FileWriter
@@ -68,13 +69,15 @@ def _sorted(writer: FileWriter, pieces: list[pa.Table], keep: Sequence[str]) -> 
     return Rewritten(written.file, rows.select(keep).take(written.rows))
 
 
-def live_rows(table: Table, task: FileScanTask) -> Iterator[pa.Table]:
-    """The rows of a file that are not deleted, in the table's present schema, some at a time."""
+def live_rows(table: Table, task: FileScanTask, dead: Int64 | None = None) -> Iterator[pa.Table]:
+    """The rows of a file that are not deleted, in the table's present schema, some at a time; without those at the
+    positions `dead` either."""
     schema = table.schema()
     arrow = arrow_schema(schema)
-    dead = np.unique(deleted_positions(table.io, task))
+    gone = deleted_positions(table.io, task)
+    dead = np.unique(gone if dead is None else np.concatenate([gone, dead]))
     with table.io.new_input(task.file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
-        have = prune_columns(pyarrow_to_schema(parquet.schema_arrow), schema.field_ids, select_full_types=False)
+        have = _known_columns(parquet, schema)
         position = 0
         for batch in parquet.iter_batches(STEP, columns=[field.name for field in have.fields]):
             start, end = np.searchsorted(dead, [position, position + batch.num_rows])
@@ -85,6 +88,33 @@ def live_rows(table: Table, task: FileScanTask) -> Iterator[pa.Table]:
                 batch = batch.filter(pa.array(alive))
             if batch.num_rows:
                 yield fit_rows(_to_requested_schema(schema, have, batch, allow_timestamp_tz_mismatch=True), arrow)
+
+
+def rows_at(table: Table, file: DataFile, positions: Int64) -> pa.Table:
+    """Rows of a file at these positions, ascending, in the table's present schema. Only row groups that have some are
+    read, but those whole. Raises `OSError`."""
+    schema = table.schema()
+    arrow = arrow_schema(schema)
+    found = [arrow.empty_table()]
+    with table.io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
+        have = _known_columns(parquet, schema)
+        names = [field.name for field in have.fields]
+        end = 0
+        for group in range(parquet.num_row_groups):
+            start, end = end, end + parquet.metadata.row_group(group).num_rows
+            mine = positions[np.searchsorted(positions, start) : np.searchsorted(positions, end)] - start
+            if len(mine):
+                for batch in parquet.read_row_group(group, columns=names).take(mine).combine_chunks().to_batches():
+                    rows = _to_requested_schema(schema, have, batch, allow_timestamp_tz_mismatch=True)
+                    found.append(fit_rows(rows, arrow))
+    return pa.concat_tables(found)
+
+
+def _known_columns(parquet: pq.ParquetFile, schema: Schema) -> Schema:
+    """The columns of a file that the table still has, as the file has them."""
+    # Lists and maps are found by what is in them: the library refuses their own ids.
+    ids = {number for number in schema.field_ids if not isinstance(schema.find_type(number), ListType | MapType)}
+    return prune_columns(pyarrow_to_schema(parquet.schema_arrow), ids, select_full_types=False)
 
 
 def _row_groups(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:

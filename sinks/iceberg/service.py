@@ -32,9 +32,11 @@ from schemas import codec
 from schemas.contracts import load_contracts
 from schemas.registry import Registry
 from sinks.iceberg.append import AppendTable, DerivedTable
+from sinks.iceberg.budget import IndexBudget
 from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
+from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.owned import OwnedTable, Source
 from sinks.iceberg.plan import Landing, change_prefixes, plan
 from sinks.iceberg.quarantine import Quarantine
@@ -83,6 +85,7 @@ class Sink:
         self._writer = ThreadPoolExecutor(1, "write")
         self._consumer = self._new_consumer()
         self._catalog: Catalog | None = None
+        self._budget = IndexBudget(settings.sink.max_index_bytes)
         self._flows: dict[str, TopicFlow] = {}
         # Reasons by topic; under "" why topics cannot be looked for.
         self._halted: dict[str, str] = {}
@@ -192,7 +195,7 @@ class Sink:
         tables = [
             TableFlow(self._table(topic, at), self._freshness(at), self._settings.sink.max_rows) for at in landings
         ]
-        keyed = any(landing.kind == "current" for landing in landings)
+        keyed = any(landing.kind in ("current", "history") for landing in landings)
         reader = TopicReader(self._registry.schema, with_keys=keyed)
         flow = TopicFlow(topic, tables, reader, self._quarantine, Workers(self._decoder, self._writer), self._failed)
         try:
@@ -212,12 +215,18 @@ class Sink:
             "compact_every": self._settings.sink.compact_every,
             "file_bytes": self._settings.sink.file_bytes,
             "retyped": self._settings.sink.retyped,
+            "keep_seconds": self._settings.sink.keep_snapshots_seconds,
         }
+        if landing.kind in ("current", "upsert", "history"):
+            options["budget"] = self._budget
+        if landing.kind == "history":
+            options["of"] = landing.of
         kinds: Mapping[str, type[OwnedTable]] = {
             "bronze": AppendTable,
             "derived": DerivedTable,
             "upsert": UpsertTable,
             "current": CurrentTable,
+            "history": HistoryTable,
         }
         return kinds[landing.kind](self._catalog, landing.table, topic, **options)
 

@@ -15,8 +15,9 @@ from sinks.iceberg.shape import fit
 
 Int64 = npt.NDArray[np.int64]
 
+# Not `_partition`: Iceberg has reserved that name, and Spark reads no table with a column of it.
 COORDINATES = pa.schema(
-    [("_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
+    [("_kafka_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
 )
 KEY = pa.field("_key", pa.binary())
 

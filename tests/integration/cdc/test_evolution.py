@@ -95,7 +95,7 @@ async def test_definitions_change_while_it_streams(settings: Settings, connect_u
         then = now.scan(snapshot_id=old).to_arrow().to_pylist()
         assert sorted(then, key=lambda r: r["id"]) == sorted(rows, key=lambda r: r["id"]), "old snapshots are readable"
         bronze = capture.landed("things", "bronze")
-        assert len({(r["_partition"], r["_offset"]) for r in bronze}) == len(bronze)
+        assert len({(r["_kafka_partition"], r["_offset"]) for r in bronze}) == len(bronze)
 
 
 async def still_moving(capture: Capture, before: int) -> int:

@@ -91,7 +91,7 @@ ARROW_ROW = pa.struct(
         ("created_at", pa.timestamp("us", "UTC")),
     ]
 )
-KAFKA = [("_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
+KAFKA = [("_kafka_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
 BRONZE = pa.schema(
     [
         ("before", ARROW_ROW),
@@ -208,7 +208,7 @@ def made(request: pytest.FixtureRequest) -> Iterator[World]:
     changes += [update, change("d", row(3), None, 300, xid), change("c", None, row(6, "1.00", "DE"), 400, xid), update]
     world = World(settings, topic, settings.postgres.url, changes)
     produce(settings, topic, [encode(settings.registry.url, topic, ENVELOPE)(c) for c in changes])
-    at = {"_partition": 0, "_timestamp": START}
+    at = {"_kafka_partition": 0, "_timestamp": START}
     for offset, c in enumerate(changes):
         images = {"before": as_lake(c["before"]), "after": as_lake(c["after"])}
         world.bronze.append({**c, **images, **at, "_offset": offset})
@@ -278,7 +278,7 @@ def test_a_wrong_current_state_is_found(
 
 def test_changes_after_the_tables_cut_are_taken_from_kafka(world: World, tmp_path: Path) -> None:
     """The table lags: it holds the snapshot only. What the database has since is in Kafka, so nothing is wrong."""
-    at = {"_partition": 0, "_timestamp": START}
+    at = {"_kafka_partition": 0, "_timestamp": START}
     world.current[:] = [{**(as_lake(row(n)) or {}), **at, "_offset": n - 1} for n in range(1, 6)]
     kafka, schemas = KafkaReader(world.settings.kafka), Schemas(world.settings.registry.url)
     lake = world.lake(tmp_path)
@@ -377,7 +377,7 @@ def test_an_agents_output_is_checked_record_by_record(world: World, tmp_path: Pa
     catalog.create_namespace("silver")
     table = catalog.create_table("silver.c", schema=schema, properties={f"headrace.offset.{output}.0": "10"})
     firsts = [(0, 0), (1, 1), (4, 3), (5, 4), (6, 5), (7, 6), (8, 7), (9, 8)]
-    rows = [{"id": 1, "source_offset": s, "_partition": 0, "_offset": o, "_timestamp": START} for o, s in firsts]
+    rows = [{"id": 1, "source_offset": s, "_kafka_partition": 0, "_offset": o, "_timestamp": START} for o, s in firsts]
     table.append(pa.Table.from_pylist(rows, schema=schema))
 
     def derived() -> Check:

@@ -37,7 +37,7 @@ def test_attributes_are_those_that_check_knows():
     sentence = re.search(r"Of a type: (.*?)\. Names", section(PAGE, title), re.DOTALL)
     assert set(re.findall(r"`([^`]+)`", sentence[1])) == set(check._TYPE_ATTRIBUTES)
     assert set(check._LOGICAL_TYPES) <= set(first_cells(section(PAGE, title)))
-    assert {row[0].strip("`") for row in rows("Storage")} == {"table", "partition", "mode", "sort"}
+    assert {row[0].strip("`") for row in rows("Storage")} == {"table", "partition", "mode", "history", "sort"}
     assert set(MODES) <= set(re.findall(r"`(\w+)`", rows("Storage")[2][1]))
 
 

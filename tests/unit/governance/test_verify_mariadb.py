@@ -39,8 +39,8 @@ def test_positions_are_those_of_the_pipeline(op: str, row: int) -> None:
 
 
 def test_a_truncate_in_one_partition_removes_what_was_before_it_in_all() -> None:
-    held = [{"id": 1, "_partition": 0, "_offset": 0}, {"id": 2, "_partition": 1, "_offset": 0}]
-    held += [{"id": 3, "_partition": 2, "_offset": 9}]
+    held = [{"id": 1, "_kafka_partition": 0, "_offset": 0}, {"id": 2, "_kafka_partition": 1, "_offset": 0}]
+    held += [{"id": 3, "_kafka_partition": 2, "_offset": 9}]
     state = _Keyed(("id",), held, {2: ((1 << 32) + 900, 1)})
     changes = [
         (record(0, 1), event("t", 1, 500)),

@@ -20,7 +20,12 @@ from schemas.contracts import load_contracts
 from schemas.kpis import Kpi
 
 ROWS = pa.schema(
-    [("n", pa.int64()), ("_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
+    [
+        ("n", pa.int64()),
+        ("_kafka_partition", pa.int32()),
+        ("_offset", pa.int64()),
+        ("_timestamp", pa.timestamp("us", "UTC")),
+    ]
 )
 KPI = Kpi(name="large", title="Large", source="things", filter="n > 10", measure="count")
 
@@ -55,7 +60,7 @@ def test_a_kpi_without_a_value_is_wrong_only_when_rows_count(tmp_path: Path, lar
     settings = lake_settings(tmp_path)
     catalog = SqlCatalog(settings.catalog, uri=settings.uri, warehouse=settings.warehouse)
     catalog.create_namespace("bronze")
-    rows = [{"n": n, "_partition": 0, "_offset": n, "_timestamp": 0} for n in (1, 2, largest)]
+    rows = [{"n": n, "_kafka_partition": 0, "_offset": n, "_timestamp": 0} for n in (1, 2, largest)]
     table = catalog.create_table("bronze.things", ROWS, properties={"headrace.offset.things.0": "100"})
     table.append(pa.Table.from_pylist(rows, schema=ROWS))
     kafka, schemas = cast(KafkaReader, Kafka("things")), cast(Schemas, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ from sinks.iceberg.catalog import find_table, open_catalog
 from sinks.iceberg.service import run
 
 PARTITIONS = 3
+# When the source commits its first change; each is a millisecond later than the one before.
+EPOCH_MS = 1_700_000_000_000
 
 
 def row_schema(name: str, *extra: dict[str, Any]) -> dict[str, Any]:
@@ -38,6 +40,7 @@ def envelope(*extra: dict[str, Any]) -> dict[str, Any]:
     source = [{"name": n, "type": "string"} for n in ("schema", "table")]
     source += [{"name": "lsn", "type": ["null", "long"], "default": None}]
     source += [{"name": "sequence", "type": ["null", "string"], "default": None}]
+    source += [{"name": "ts_ms", "type": ["null", "long"], "default": None}]
     transaction = [{"name": "id", "type": "string"}, {"name": "total_order", "type": "long"}]
     return {
         "type": "record",
@@ -94,7 +97,13 @@ class Shop:
         return {
             "before": row if op == "d" else None,
             "after": None if op == "d" else row,
-            "source": {"schema": "public", "table": "things", "sequence": f'["{self._lsn}","{self._lsn}"]', "lsn": 1},
+            "source": {
+                "schema": "public",
+                "table": "things",
+                "sequence": f'["{self._lsn}","{self._lsn}"]',
+                "lsn": 1,
+                "ts_ms": EPOCH_MS + self._lsn,
+            },
             "op": op,
             "transaction": {"id": "1", "total_order": 1},
         }
@@ -136,7 +145,7 @@ class Shop:
 
     def state_landed(self) -> bool:
         """Both tables hold exactly what was sent."""
-        bronze = self.rows(self.bronze, "_partition", "_offset")
+        bronze = self.rows(self.bronze, "_kafka_partition", "_offset")
         if len(bronze) < self.sent:
             return False
         assert len(bronze) == len(set(bronze)) == self.sent
@@ -250,3 +259,10 @@ async def running(settings: Settings) -> AsyncIterator[Lifecycle]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(true: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until it is so; asked in a thread."""
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110  # what is asked for sets no event
+            await asyncio.sleep(0.2)

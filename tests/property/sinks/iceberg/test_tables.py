@@ -174,7 +174,7 @@ class Tables(RuleBasedStateMachine):
                 for p, end in table.offsets.items()
                 for o in range(end)
             ]
-            assert rows_of(table, "_partition", "_offset", "op") == sorted(expected, key=repr)
+            assert rows_of(table, "_kafka_partition", "_offset", "op") == sorted(expected, key=repr)
             return
         fresh = [event for p, end in table.offsets.items() for event in without_repeats(self.log[p][:end])]
         floors = "tr" if name == "keyless" else "t"

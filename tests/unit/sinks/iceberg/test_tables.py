@@ -16,9 +16,9 @@ from headrace.lake import open_duckdb
 from schemas.contracts import BUILTIN, Contract, load_contract
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.append import AppendTable, DerivedTable
+from sinks.iceberg.build import column_batches
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
 from sinks.iceberg.current import CurrentTable
-from sinks.iceberg.keyed import read_columns
 from sinks.iceberg.parquet import MOST_PARTITIONS
 from sinks.iceberg.sweep import Sweeper, orphans
 from sinks.iceberg.upsert import UpsertTable
@@ -82,7 +82,7 @@ def current(catalog):
 
 def test_bronze_keeps_everything_as_received(bronze, tmp_path):
     prepared = land(bronze, slice_of([change("c", thing(1), 1), None, change("d", thing(1), 2), None], bad=[3]))
-    assert rows_of(bronze, "_partition", "_offset", "op", "_key") == [
+    assert rows_of(bronze, "_kafka_partition", "_offset", "op", "_key") == [
         (0, 0, "c", b"k0"),
         (0, 1, None, b"k1"),
         (0, 2, "d", b"k2"),
@@ -307,7 +307,8 @@ def test_compaction_keeps_the_rows_and_the_index(catalog, tmp_path, partitioned,
     again = opened(CurrentTable(catalog, "silver.things", TOPIC))
     assert len(again.index) == len(table.index) == len(model)
     for task in tasks:
-        rows = read_columns(table.table.io, task.file, table.table.schema(), sort).to_pylist() if sort else []
+        pieces = column_batches(table.table.io, task.file, table.table.schema(), sort) if sort else []
+        rows = [row for piece in pieces for row in piece.to_pylist()]
         assert [tuple(r.values()) for r in rows] == sorted(tuple(r.values()) for r in rows)
         assert task.file.sort_order_id == (table.table.sort_order().order_id if sort else None)
 

@@ -1,0 +1,206 @@
+"""A history against plain Python, change by change, whatever the batches, crashes and restarts."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+
+from headrace.errors import UnavailableError
+from schemas.envelope import UNAVAILABLE
+from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.history import HistoryTable
+from sinks.iceberg.owned import OwnedTable
+from sinks.iceberg.slices import Slice
+from tests.unit.sinks.iceberg.support import (
+    SOURCE,
+    TOPIC,
+    catalog_in,
+    change,
+    envelope_schema,
+    faults,
+    rows_of,
+    slice_of,
+    source,
+)
+
+ROW = pa.struct([("id", pa.int64()), ("name", pa.string()), ("tags", pa.list_(pa.int32()))])
+TIMED = pa.schema(
+    [
+        field.with_type(pa.struct([*SOURCE, ("ts_ms", pa.int64())])) if field.name == "source" else field
+        for field in envelope_schema(ROW)
+    ]
+)
+# Operations, where "x" stands for an update that does not send its unchanged name.
+CHANGE = st.tuples(st.integers(0, 5), st.sampled_from("cuuxdr"), st.sampled_from("ab"), st.integers(-2, 3))
+
+
+@dataclass
+class Version:
+    row: tuple[Any, ...]
+    begin: int
+    end: int | None = None
+
+
+class Oracle:
+    """Versions by hand: dictionaries of open ones, one change at a time."""
+
+    def __init__(self) -> None:
+        self.open: dict[int, Version] = {}
+        self.closed: list[Version] = []
+
+    def close(self, key: int, time: int) -> int:
+        version = self.open.pop(key, None)
+        if version is None:
+            return time
+        version.end = max(time, version.begin)
+        self.closed.append(version)
+        return version.end
+
+    def apply(self, event: dict[str, Any]) -> None:
+        op, time = event["op"], event["source"]["ts_ms"]
+        if op == "t":
+            for key in list(self.open):
+                self.close(key, time)
+            return
+        row = event["after"] or event["before"]
+        key = row["id"]
+        if op == "d":
+            self.close(key, time)
+            return
+        have = self.open.get(key)
+        name = have.row[1] if have is not None and row["name"] == UNAVAILABLE else row["name"]
+        values = (key, name, row["tags"])
+        if op == "r" and have is not None and have.row == values:
+            return
+        self.open[key] = Version(values, self.close(key, time))
+
+    def rows(self) -> list[tuple[Any, ...]]:
+        return sorted([(*v.row, v.begin, v.end) for v in (*self.closed, *self.open.values())], key=repr)
+
+
+def without_repeats(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    highest = -1
+    for event in events:
+        lsn = event["source"]["lsn"]
+        if event["op"] == "r" or lsn > highest:
+            yield event
+        if event["op"] != "r":
+            highest = max(highest, lsn)
+
+
+class History(RuleBasedStateMachine):
+    """One partition's log, its history and its current state. After each landing the history is what the oracle makes
+    of the log, its open versions are the current state's rows, and no record has left two versions."""
+
+    @initialize()
+    def start(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.catalog = catalog_in(self.folder)
+        self.log: list[dict[str, Any]] = []
+        self.lsn = 0
+        self.time = 1000
+        self.alive: set[int] = set()
+        self.restart()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            self.land()
+            shutil.rmtree(self.folder)
+
+    @rule(events=st.lists(CHANGE, min_size=1, max_size=10))
+    def changes(self, events: list[tuple[int, str, str, int]]) -> None:
+        for key, op, name, later in events:
+            if op in "ux" and key not in self.alive:
+                op = "c"
+            self.lsn += 1
+            # Clocks go back now and then.
+            self.time += later
+            row = {"id": key, "name": UNAVAILABLE if op == "x" else name, "tags": [1] if name == "a" else None}
+            self.add(change("u" if op == "x" else op, row, self.lsn))
+            self.alive = self.alive - {key} if op == "d" else self.alive | {key}
+
+    @rule()
+    def truncate(self) -> None:
+        self.lsn += 1
+        self.time += 1
+        self.alive.clear()
+        self.add(change("t", None, self.lsn))
+
+    @rule(count=st.integers(1, 5))
+    def connect_repeats_itself(self, count: int) -> None:
+        self.log += [event for event in self.log[-count:] if event["op"] != "r"]
+
+    @rule(most=st.integers(1, 12))
+    def land(self, most: int = 1 << 30) -> None:
+        for table in self.tables:
+            if values := self.next_of(table, most):
+                table.commit(table.prepare([values]))
+                table.care()
+        self.compare()
+
+    @rule(most=st.integers(1, 12), call=st.integers(1, 25), after=st.booleans(), crash=st.booleans())
+    def land_with_a_failing_call(self, most: int, call: int, after: bool, crash: bool) -> None:
+        table = self.tables[0]
+        values = self.next_of(table, most)
+        if values is None:
+            return
+        with faults(call, after=after):
+            try:
+                prepared = table.prepare([values])
+                table.commit(prepared)
+            except UnavailableError:
+                if crash:
+                    self.restart()
+        if table is self.tables[0] and table.offsets.get(0, 0) < values.next_offset:
+            table.commit(table.prepare([values]))
+        self.compare()
+
+    @rule()
+    def restart(self) -> None:
+        self.tables: list[OwnedTable] = [
+            HistoryTable(self.catalog, "silver.things_history", TOPIC, of="silver.things", compact_every=2),
+            CurrentTable(self.catalog, "silver.things", TOPIC, compact_every=3),
+        ]
+        for table in self.tables:
+            table.open(source())
+
+    def compare(self) -> None:
+        history, current = self.tables
+        oracle = Oracle()
+        for event in without_repeats(self.log[: history.offsets.get(0, 0)]):
+            oracle.apply(event)
+        rows = rows_of(history, "id", "name", "tags", "valid_from", "valid_to")
+        millis = [(*r[:3], *(None if t is None else round(t.timestamp() * 1000) for t in r[3:])) for r in rows]
+        assert sorted(millis, key=repr) == oracle.rows()
+        if history.offsets == current.offsets:
+            now = [r[:3] for r in rows if r[4] is None]
+            assert sorted(now, key=repr) == rows_of(current, "id", "name", "tags")
+        assert len(set(rows_of(history, "_offset"))) == len(rows)
+
+    def add(self, event: dict[str, Any]) -> None:
+        event["source"]["ts_ms"] = self.time
+        self.log.append(event)
+
+    def next_of(self, table: OwnedTable, most: int) -> Slice | None:
+        start = table.offsets.get(0, 0)
+        values = self.log[start : start + most]
+        return slice_of(values, start, schema=TIMED) if values else None
+
+
+History.TestCase.settings = settings(
+    max_examples=8,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.generate],
+)
+TestHistory = History.TestCase

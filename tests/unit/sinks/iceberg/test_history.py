@@ -1,0 +1,266 @@
+"""Histories on a catalog in SQLite: what a version is, who reads them alike, what is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from schemas.contracts import load_contract
+from schemas.envelope import UNAVAILABLE
+from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.history import HistoryTable
+from sinks.iceberg.history_rows import OWN
+from sinks.iceberg.slices import COORDINATES, KEY
+from tests.unit.sinks.iceberg.support import (
+    ROW,
+    SOURCE,
+    TOPIC,
+    catalog_in,
+    change,
+    duckdb_rows,
+    envelope_schema,
+    land,
+    rows_of,
+    slice_of,
+    source,
+)
+
+COLUMNS = ("id", "name", "valid_from", "valid_to")
+
+
+def timed(row: pa.DataType = ROW) -> pa.Schema:
+    placed = pa.struct([*SOURCE, ("ts_us", pa.int64())])
+    return pa.schema([f.with_type(placed) if f.name == "source" else f for f in envelope_schema(row)])
+
+
+def at(time: int | None) -> datetime | None:
+    return None if time is None else datetime.fromtimestamp(time, UTC)
+
+
+def event(op: str, number: int, name: str | None, time: int, lsn: int | None = None, **more: Any) -> dict[str, Any]:
+    """A change at a time in seconds; its place in the log is the same number unless told."""
+    row = {"id": number, "name": name, "n": 0, **more}
+    made = change(op, None if op == "t" else row, time if lsn is None else lsn)
+    made["source"]["ts_us"] = time * 1_000_000
+    return made
+
+
+def opened(catalog: Any, **more: Any) -> HistoryTable:
+    table = HistoryTable(catalog, "silver.things_history", TOPIC, of="silver.things", **more)
+    table.open(source())
+    return table
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> HistoryTable:
+    return opened(catalog_in(tmp_path))
+
+
+def seen(table: HistoryTable) -> list[tuple[Any, ...]]:
+    """Versions by key and time, times in seconds."""
+    rows = rows_of(table, "_offset", *COLUMNS, "_op")
+    found = [(r[1], r[2], *(None if t is None else int(t.timestamp()) for t in r[3:5]), r[5], r[0]) for r in rows]
+    return [r[:5] for r in sorted(found, key=lambda r: (r[0], r[2], r[5]))]
+
+
+def landed(table: HistoryTable, *events: dict[str, Any], schema: pa.Schema | None = None) -> Any:
+    return land(table, slice_of(events, table.offsets.get(0, 0), schema=schema or timed()))
+
+
+def test_changes_end_the_version_before_them_in_and_across_batches(history):
+    landed(history, event("c", 1, "a", 10), event("u", 1, "b", 20), event("c", 2, "x", 21))
+    landed(history, event("u", 1, "c", 30), event("d", 2, "x", 31), event("u", 1, "d", 40), event("c", 2, "y", 50))
+    assert seen(history) == [
+        (1, "a", 10, 20, "c"),
+        (1, "b", 20, 30, "u"),
+        (1, "c", 30, 40, "u"),
+        (1, "d", 40, None, "u"),
+        (2, "x", 21, 31, "c"),
+        (2, "y", 50, None, "c"),
+    ]
+    assert len(history.index) == 2
+
+
+def test_changes_of_one_commit_keep_their_order_as_versions_without_length(history):
+    landed(history, event("c", 1, "a", 10, 1), event("u", 1, "b", 10, 2), event("u", 1, "c", 10, 3))
+    landed(history, event("u", 1, "d", 10, 4))
+    assert seen(history) == [
+        (1, "a", 10, 10, "c"),
+        (1, "b", 10, 10, "u"),
+        (1, "c", 10, 10, "u"),
+        (1, "d", 10, None, "u"),
+    ]
+
+
+def test_a_clock_that_was_set_back_makes_no_version_end_before_it_began(history):
+    landed(history, event("c", 1, "a", 50, 1), event("u", 1, "b", 40, 2))
+    landed(history, event("u", 1, "c", 30, 3), event("u", 1, "d", 60, 4))
+    assert [row[2:4] for row in seen(history)] == [(50, 50), (50, 50), (50, 60), (60, None)]
+
+
+def test_rows_of_a_snapshot_are_versions_only_where_they_say_something_new(history):
+    landed(history, event("r", 1, "a", 10), event("r", 2, None, 10), event("r", 3, "x", 10))
+    landed(history, event("r", 1, "a", 20), event("r", 2, None, 20), event("r", 3, "y", 20), event("r", 3, "y", 21))
+    assert seen(history) == [
+        (1, "a", 10, None, "r"),
+        (2, None, 10, None, "r"),
+        (3, "x", 10, 20, "r"),
+        (3, "y", 20, None, "r"),
+    ]
+
+
+def test_a_truncate_ends_all_versions_once(history):
+    landed(history, *(event("c", n, "a", 10, n) for n in range(1, 5)), event("d", 4, "a", 12))
+    landed(
+        history,
+        event("u", 1, "b", 20),
+        event("c", 5, "new", 21),
+        event("t", 0, None, 30),
+        event("c", 2, "again", 40),
+        event("t", 0, None, 50),
+        event("c", 3, "last", 60),
+    )
+    assert seen(history) == [
+        (1, "a", 10, 20, "c"),
+        (1, "b", 20, 30, "u"),
+        (2, "a", 10, 30, "c"),
+        (2, "again", 40, 50, "c"),
+        (3, "a", 10, 30, "c"),
+        (3, "last", 60, None, "c"),
+        (4, "a", 10, 12, "c"),
+        (5, "new", 21, 30, "c"),
+    ]
+    assert len(history.index) == 1
+    landed(history, event("u", 3, "more", 70), event("u", 2, "back", 71))
+    assert [row for row in seen(history) if row[3] is None] == [(2, "back", 71, None, "u"), (3, "more", 70, None, "u")]
+
+
+def test_repeats_are_dropped_and_a_restart_goes_on(tmp_path, history):
+    changes = [event("c", 1, "a", 10), event("u", 1, "b", 20), event("d", 1, "b", 30), event("c", 1, "c", 40)]
+    landed(history, *changes)
+    again = opened(catalog_in(tmp_path))
+    assert landed(again, *changes[1:], event("u", 1, "d", 50)).dropped == 3
+    assert [row[1:4] for row in seen(again)] == [("a", 10, 20), ("b", 20, 30), ("c", 40, 50), ("d", 50, None)]
+
+
+def test_values_that_were_not_sent_are_those_of_the_version_before(history):
+    landed(history, event("c", 1, "long", 10), event("c", 2, "big", 11))
+    prepared = landed(
+        history,
+        event("u", 1, UNAVAILABLE, 20, n=1),
+        event("u", 1, UNAVAILABLE, 21, n=2),
+        event("u", 2, "new", 22),
+        event("u", 2, UNAVAILABLE, 23, n=3),
+        event("u", 9, UNAVAILABLE, 24),
+    )
+    assert [(r[0], r[1]) for r in seen(history)] == [(1, "long")] * 3 + [(2, "big"), (2, "new"), (2, "new")]
+    assert [(r.rows.tolist(), r.stage, r.rule) for r in prepared.rejects] == [([4], "history", "value")]
+
+
+def test_new_columns_are_null_in_the_versions_before_them(history):
+    landed(history, event("c", 1, "a", 10))
+    wide = pa.struct([*ROW, ("extra", pa.float64())])
+    landed(history, event("u", 1, "b", 20, extra=1.5), schema=timed(wide))
+    assert rows_of(history, "name", "extra") == [("a", None), ("b", 1.5)]
+
+
+def test_changes_without_a_time_and_rows_with_its_columns_are_refused(history):
+    late = event("c", 1, "a", 10)
+    late["source"]["ts_us"] = None
+    prepared = landed(history, late, event("c", 2, "b", 11))
+    assert [(r.rows.tolist(), r.rule) for r in prepared.rejects] == [([0], "time")]
+    clashing = pa.struct([*ROW, ("valid_to", pa.string())])
+    prepared = landed(history, event("u", 2, "c", 20, valid_to="soon"), schema=timed(clashing))
+    assert [(r.rows.tolist(), r.rule) for r in prepared.rejects] == [([0], "columns")]
+    assert seen(history) == [(2, "b", 11, None, "c")]
+
+
+def test_without_a_key_every_row_is_a_version_until_a_truncate(history):
+    def keyless(*events):
+        return land(history, slice_of(events, history.offsets.get(0, 0), schema=timed(), key_fields=()))
+
+    keyless(event("c", 1, "a", 10), event("c", 1, "a", 11))
+    keyless(event("c", 2, "b", 12), event("t", 0, None, 20), event("c", 3, "c", 30))
+    assert [row[:4] for row in seen(history)] == [
+        (1, "a", 10, 20),
+        (1, "a", 11, 20),
+        (2, "b", 12, 20),
+        (3, "c", 30, None),
+    ]
+
+
+def moving(folder: Path) -> Any:
+    """A contract by whose partitions a row moves when its name changes."""
+    path = folder / "thing.avsc"
+    storage = {"table": "silver.things", "history": "silver.things_history", "partition": ["name"]}
+    fields = [{"name": "id", "type": "long"}, {"name": "name", "type": "string"}]
+    record = {"type": "record", "name": "Thing", "owner": "somebody", "topic": TOPIC, "key": ["id"]}
+    path.write_text(json.dumps(record | {"envelope": "debezium", "storage": storage, "fields": fields}))
+    return load_contract(path)
+
+
+@pytest.mark.parametrize("partitioned", [False, True])
+def test_readers_agree_on_both_tables_after_moves_deletes_and_compaction(tmp_path, monkeypatch, partitioned):
+    """pyiceberg, DuckDB and Polars read the same rows; those of the model; the open versions are the current state."""
+    # Polars warns unless it is told who plans its scans.
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")
+    catalog = catalog_in(tmp_path)
+    options: dict[str, Any] = {"compact_every": 3, "contract": moving(tmp_path), "partitioned": partitioned}
+    history = opened(catalog, **options)
+    current = CurrentTable(catalog, "silver.things", TOPIC, **options)
+    current.open(source())
+    model: dict[int, str] = {}
+    time = 0
+    for round_ in range(8):
+        events = []
+        for number in range(12):
+            time += 1
+            if number == round_ and number in model:
+                events.append(event("d", number, model.pop(number), time))
+            elif (number + round_) % 3 or number not in model:
+                model[number] = "abc"[(number * round_) % 3]
+                events.append(event("u" if round_ else "r", number, model[number], time))
+        for table in (history, current):
+            land(table, slice_of(events, table.offsets.get(0, 0), schema=timed()))
+            table.care()
+        assert rows_of(current, "id", "name") == sorted(model.items(), key=repr)
+        assert [row[:2] for row in rows_of(history, *COLUMNS) if row[3] is None] == sorted(model.items(), key=repr)
+    for table, columns in ((history, COLUMNS), (current, ("id", "name"))):
+        rows = rows_of(table, *columns)
+        assert duckdb_rows(tmp_path, table, *columns) == rows
+        assert table.table is not None
+        location = catalog.load_table(table.table.name()).metadata_location
+        assert sorted(pl.scan_iceberg(location).select(columns).collect().rows(), key=repr) == rows
+        again = type(table)(catalog, table.name, TOPIC, **({"of": ""} if table is history else {}))
+        again.open(source())
+        assert len(again.index) == len(table.index) == len(model)
+    open_files = [task for task in history.table.scan().plan_files() if not history._all_closed(task)]
+    closed = sum(task.file.record_count for task in history.table.scan().plan_files() if history._all_closed(task))
+    assert closed == len([row for row in rows_of(history, *COLUMNS) if row[3] is not None])
+    assert open_files
+
+
+def test_lists_and_maps_survive_compaction(tmp_path):
+    """Files with nested columns can be rewritten."""
+    nested = pa.struct([*ROW, ("tags", pa.list_(pa.int32())), ("more", pa.map_(pa.string(), pa.int64()))])
+    table = CurrentTable(catalog_in(tmp_path), "silver.things", TOPIC, compact_every=2)
+    table.open(source())
+    for n in range(6):
+        row = event("c", n, "a", n + 1, tags=[n, None], more=[("k", n)])
+        land(table, slice_of([row], n, schema=timed(nested)))
+        table.care()
+    assert len(list(table.table.scan().plan_files())) < 4
+    assert rows_of(table, "id", "tags", "more") == [(n, [n, None], [("k", n)]) for n in range(6)]
+
+
+def test_no_column_of_ours_has_a_name_that_iceberg_has_reserved():
+    """Spark refuses to read a table with one."""
+    reserved = {"_file", "_pos", "_deleted", "_spec_id", "_partition", "_change_type", "_change_ordinal"}
+    reserved |= {"_commit_snapshot_id", "_row_id", "_last_updated_sequence_number"}
+    assert reserved.isdisjoint({*OWN, *COORDINATES.names, KEY.name})
