@@ -118,6 +118,9 @@ class CurrentTable(KeyedTable):
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
 
+    def table_properties(self) -> dict[str, str]:
+        return super().table_properties() if self._key_known else {}
+
     @property
     def floor(self) -> Position:
         """Nothing below it is live."""
@@ -168,6 +171,9 @@ class CurrentTable(KeyedTable):
             for partition, mark in marks.items()
             if mark != NOWHERE
         }
+        if self.table is not None and progress.KEY not in self.properties:
+            # It was made by records that change no row, such as a truncation.
+            merging.state |= self.table_properties()
         if floor != NOWHERE:
             merging.state[progress.floor_property(self.topic)] = str(floor)
         return merging
@@ -176,6 +182,8 @@ class CurrentTable(KeyedTable):
         """The rows that can be applied; the others become rejects, with the first rule that they break."""
         if not self._key_known and part.key_fields is not None and row_changes(part).any():
             self._learn(part.key_fields)
+            if self.table is not None:
+                super()._opened(self._existing)
         keep = np.ones(part.batch.num_rows, np.bool_)
         for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
             mask &= keep
