@@ -122,6 +122,9 @@ class CurrentTable(KeyedTable):
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
 
+    def table_properties(self) -> dict[str, str]:
+        return super().table_properties() if self._key_known else {}
+
     @property
     def floor(self) -> Position:
         """Nothing below it is live."""
@@ -187,6 +190,8 @@ class CurrentTable(KeyedTable):
         """The rows that can be applied; the others become rejects, with the first rule that they break."""
         if not self._key_known and part.key_fields is not None and row_changes(part).any():
             self._learn(part.key_fields)
+            if self.table is not None:
+                super()._opened(self._existing)
         keep = np.ones(part.batch.num_rows, np.bool_)
         for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
             mask &= keep

@@ -121,6 +121,18 @@ def test_another_key_finds_rows_by_other_columns(catalog):
     assert rows_of(again, "id", "n") == [(1, 50)]
 
 
+def test_a_table_that_begins_with_a_truncation_learns_its_key_later(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, slice_of([change("t", None, 1)], key_fields=()))
+    again = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    rows = [change("c", {"id": 1, "name": "a", "n": 1}, 2), change("c", {"id": 2, "name": "b", "n": 1}, 3)]
+    assert not land(again, slice_of(rows, 1)).rejects
+    last = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    assert last.key == ("id",)
+    land(last, slice_of([change("d", {"id": 2, "name": None, "n": None}, 4)], 3))
+    assert rows_of(last, "id", "name") == [(1, "a")]
+
+
 def test_slices_of_two_keys_are_taken_in_the_order_of_the_source():
     old = slice_of([change("c", {"id": 1, "name": "a", "n": 1}, 9)], partition=1)
     truncate = slice_of([change("t", None, 8)], partition=0, key_fields=())
