@@ -3,14 +3,15 @@
 Each batch is folded to its last change per key, and lands as new rows, position deletes of the rows they replace, the
 topic's offsets and the highest log position, in one snapshot. A change whose position is not above the partition's
 highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts. A changed key arrives as a delete and a
-create. A truncate removes everything before it. A table without a key only grows; its updates and deletes cannot be
-applied and go to the quarantine.
+create. A truncate removes everything before it; a baseline removes, of its partition, every row whose newest event is
+older than the snapshot that it ends (schemas/baseline.py). Without a key a table only grows, but for these two; its
+updates and deletes cannot be applied and go to the quarantine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from sinks.iceberg import progress
 from sinks.iceberg.changes import Folded, fold, join
 from sinks.iceberg.commit import trouble
 from sinks.iceberg.keyed import KeyedTable, Merging
+from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
 from sinks.iceberg.toast import fill_unavailable, with_placeholders
@@ -67,6 +69,7 @@ class CurrentTable(KeyedTable):
         marks: dict[int, Position] = {}
         parts: list[Changes] = []
         dropped, truncate = 0, False
+        baselines = {part.partition: part.baseline for part in slices if part.baseline}
         for part in slices:
             if not part.batch.num_rows:
                 continue
@@ -85,9 +88,10 @@ class CurrentTable(KeyedTable):
                     parts.append(changes)
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], STAGE)
         refused = {id(reject.slice) for reject in fitted.rejects}
-        parts = [c for c in parts if id(c.slice) not in refused]
+        parts = [without_obsolete(c, baselines) for c in parts if id(c.slice) not in refused]
         merging = self._merge(parts, truncate, fitted, rejects)
         merging.slices, merging.dropped = slices, dropped
+        self._remove_obsolete(merging, baselines)
         merging.state = {
             progress.position_property(self.topic, partition): str(mark)
             for partition, mark in marks.items()
@@ -209,6 +213,16 @@ class CurrentTable(KeyedTable):
             truncate=truncate and self.table is not None,
         )
 
+    def _remove_obsolete(self, merging: Merging, baselines: Mapping[int, int]) -> None:
+        """Add the committed rows that baselines make obsolete."""
+        if not baselines or self.table is None or merging.truncate:
+            return
+        with trouble(self.name):
+            if self.key:
+                merging.touched = join([merging.touched, obsolete_keys(self, baselines)])
+            else:
+                merging.dead = list(obsolete_positions(self.table, baselines))
+
     def _unavailable(self, parts: list[Changes], rows: Int64) -> list[Reject]:
         """Changes that lack a value which neither the batch nor the table has."""
         reason = "an unchanged large value was not sent and is not known here; set REPLICA IDENTITY FULL"
@@ -221,6 +235,14 @@ class CurrentTable(KeyedTable):
                 records = np.searchsorted(changes.slice.offsets, offsets)
                 rejects.append(Reject(changes.slice, records, STAGE, "value", (reason,) * len(mine)))
         return rejects
+
+
+def without_obsolete(changes: Changes, baselines: Mapping[int, int]) -> Changes:
+    """Rows that a baseline of their partition makes obsolete leave nothing."""
+    before = baselines.get(changes.slice.partition, 0)
+    if changes.slice.start >= before:
+        return changes
+    return replace(changes, present=changes.present & (changes.rows.column("_offset").to_numpy() >= before))
 
 
 def _mask(array: Any) -> Mask:

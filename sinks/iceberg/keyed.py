@@ -8,7 +8,7 @@ wrong, so every commit is fenced by the snapshot that the index describes.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,12 +46,16 @@ log = get_logger("iceberg")
 
 @dataclass(eq=False)
 class Merging(Prepared):
-    """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate."""
+    """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate.
+
+    `dead` are rows of a table without a key that die, by file.
+    """
 
     keys: Keys = field(default_factory=lambda: join([]))
     touched: Keys = field(default_factory=lambda: join([]))
     versions: Int64 | None = None
     truncate: bool = False
+    dead: Sequence[tuple[DataFile, Int64]] = ()
     written: list[Written] = field(default_factory=list)
 
 
@@ -69,6 +73,11 @@ class KeyedTable(OwnedTable):
     def index(self) -> KeyIndex:
         """Live rows by key; for looking at, not for changing."""
         return self._index
+
+    @property
+    def files(self) -> Collection[int]:
+        """Live files, as the numbers that locations name them by."""
+        return self._files.keys()
 
     def table_properties(self) -> dict[str, str]:
         return {progress.KEY: ",".join(self.key)} | {f"{BLOOM_FILTER}{name}": "true" for name in self.key}
@@ -132,6 +141,8 @@ class KeyedTable(OwnedTable):
             removed = paths_of(list(table.scan().plan_files()))
         elif self.key:
             deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
+        else:
+            deletes = [writer.write_deletes(file, positions) for file, positions in prepared.dead]
         operation = Operation.APPEND
         if deletes or removed:
             operation = Operation.OVERWRITE if prepared.written else Operation.DELETE
@@ -141,13 +152,13 @@ class KeyedTable(OwnedTable):
             delete_files=deletes,
             removed=removed,
             operation=operation,
-            head=(table.metadata.current_snapshot_id,) if self.key or removed else None,
+            head=(table.metadata.current_snapshot_id,) if self.key or removed or deletes else None,
             columns=evolution.columns,
             schema=evolution.schema,
         )
 
     def _write_deletes(self, writer: FileWriter, locations: Int64) -> list[DataFile]:
-        dead = np.sort(locations[locations >= 0])
+        dead = np.unique(locations[locations >= 0])
         numbers, starts = np.unique(file_of(dead), return_index=True)
         groups = np.split(position_of(dead), starts[1:])
         return [writer.write_deletes(self._files[int(n)], group) for n, group in zip(numbers, groups, strict=False)]

@@ -26,6 +26,7 @@ class Slice:
     `keys`, `values` (raw), `offsets`, `timestamps` (ms) have a row for every record. `batch` has a row for each record
     that decoded, `rows` says which records those are; `nulls` are tombstones, `bad` those that did not decode, with a
     reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known.
+    `baseline`: the offset that such a record among these says (schemas/baseline.py), 0 for none.
     """
 
     topic: str
@@ -42,6 +43,7 @@ class Slice:
     bad: Int64
     reasons: tuple[str, ...]
     key_fields: tuple[str, ...] | None = None
+    baseline: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)
