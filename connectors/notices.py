@@ -91,6 +91,8 @@ def fold(known: Mapping[str, Snapshot], notice: Notice) -> dict[str, Snapshot]:
     if current := data.get("current_collection_in_progress"):
         scan = tables.get(current, Scan(notice.at, notice.at))
         last = {data["last_processed_key"]} if "last_processed_key" in data else set()
+        # The chunk that ends with the last key of all is rarely full.
+        last -= {data.get("maximum_key", "")}
         tables[current] = replace(scan, updated=notice.at, chunks=scan.chunks | last)
     if notice.type == "TABLE_SCAN_COMPLETED" and (scanned := data.get("scanned_collection")):
         scan = tables.get(scanned, Scan(notice.at, notice.at))

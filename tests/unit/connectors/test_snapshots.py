@@ -32,7 +32,8 @@ def scanned(at: int, rows: str, kind: str = "incremental", status: str = "SUCCEE
 
 
 def test_chunks_add_up_and_one_read_again_counts_once() -> None:
-    known = folded(note("STARTED", 1), chunk(2, "10"), chunk(3, "20"), chunk(9, "20"), note("PAUSED", 10))
+    chunks = [chunk(2, "10"), chunk(3, "20"), chunk(4, "25", maximum_key="25"), chunk(9, "20", maximum_key="25")]
+    known = folded(note("STARTED", 1), *chunks, note("PAUSED", 10))
     assert known["s1"].state == "paused"
     assert known["s1"].tables[TABLE] == Scan(2, 9, frozenset({"10", "20"}))
     known = fold(fold(fold(known, note("RESUMED", 11)), scanned(12, "25")), note("COMPLETED", 13))
