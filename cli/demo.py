@@ -16,6 +16,7 @@ from cli.output import say
 from cli.run import WORLD, command
 from cli.stack import pipeline, start
 from connectors.connect import Connect, connector_files, load_connector
+from connectors.databases import prepare_source
 from demo.options import options
 from demo.shop import create
 from headrace.config import Settings, explain, load_settings
@@ -93,6 +94,7 @@ def apply_connectors(skip: frozenset[str], failed: Event, patience: float = 180.
         connector = load_connector(path)
         if connector.name not in skip:
             connect.check(connector)
+            prepare_source(settings, connector)
             found.append((connector.name, connect.apply(connector).state))
     return found
 

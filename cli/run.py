@@ -35,6 +35,7 @@ PROCESSES = {
     "kpi-sink": Process("sinks.kpi.service:run", "pushes KPI values to Redis and Prometheus"),
     "sync": Process("sinks.reverse.service:run", "writes back to business applications (reverse ETL)"),
     "bridge": Process("connectors.mqtt:run", "carries MQTT messages into Kafka"),
+    "connectors": Process("connectors.supervise:service", "watches connectors and restarts what failed", pages=True),
     "serve": Process("serving.app:service", "dashboard, HTTP ingest, SQL", pages=True),
 }
 

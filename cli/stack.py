@@ -18,7 +18,16 @@ from stack.spec import ProcessSpec
 
 app = typer.Typer(help="Start, watch and stop the local stack.", no_args_is_help=True)
 
-PORTS = {"serve": 8080, "worker": 9101, "merger": 9102, "sink": 9103, "kpi-sink": 9104, "sync": 9105, "bridge": 9106}
+PORTS = {
+    "serve": 8080,
+    "worker": 9101,
+    "merger": 9102,
+    "sink": 9103,
+    "kpi-sink": 9104,
+    "sync": 9105,
+    "bridge": 9106,
+    "connectors": 9107,
+}
 
 
 def pipeline() -> list[ProcessSpec]:

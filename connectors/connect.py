@@ -20,6 +20,7 @@ import httpx
 from connectors.mysql import check_file, is_binlog
 from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
 from schemas.envelope import UNAVAILABLE
+from schemas.names import SIGNAL_TABLE
 
 WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
 PLACEHOLDER = re.compile(r"\$\{([^:}]+):([^}]*)\}")
@@ -121,6 +122,13 @@ def _check(connector: Connector) -> None:
             raise ContractError(
                 "is a secret written in the file", where=f"{path}:{key}", hint="write ${env:NAME} instead"
             )
+    signals = config.get("signal.data.collection", "")
+    if signals and signals.rpartition(".")[2] != SIGNAL_TABLE:
+        raise ContractError(
+            f"must be a table named {SIGNAL_TABLE}: its topic is not landed",
+            where=f"{path}:signal.data.collection",
+            hint=f"write SCHEMA.{SIGNAL_TABLE}",
+        )
     debezium = config["connector.class"].startswith("io.debezium.")
     if debezium and config.get("provide.transaction.metadata") != "true":
         raise ContractError(
@@ -211,7 +219,8 @@ class Connect:
     def close(self) -> None:
         self._client.close()
 
-    def _call(self, method: str, path: str, *, body: Any = None, params: dict[str, str] | None = None) -> Any:
+    def call(self, method: str, path: str, *, body: Any = None, params: dict[str, str] | None = None) -> Any:
+        """One request; its answer as data. Raises as the class says, and `ConfigError` for what is not there."""
         try:
             answer = self._client.request(method, path, json=body, params=params)
         except httpx.HTTPError as e:
@@ -236,11 +245,11 @@ class Connect:
     def validate(self, connector: Connector) -> list[Problem]:
         """Everything that is wrong with the configuration; empty when Connect would take it."""
         name = connector.config["connector.class"]
-        plugins = [plugin["class"] for plugin in self._call("GET", "/connector-plugins")]
+        plugins = [plugin["class"] for plugin in self.call("GET", "/connector-plugins")]
         if name not in plugins:
             return [Problem("connector.class", f"Connect has no plugin {name}; it has {', '.join(plugins)}")]
         body = connector.config | {"name": connector.name}
-        return refusals(self._call("PUT", f"/connector-plugins/{quote(name, safe='')}/config/validate", body=body))
+        return refusals(self.call("PUT", f"/connector-plugins/{quote(name, safe='')}/config/validate", body=body))
 
     def check(self, connector: Connector) -> None:
         """Raise `ContractError` with Connect's own messages, `where` = file and first field."""
@@ -254,7 +263,7 @@ class Connect:
     def plan(self, connector: Connector) -> str:
         """What `apply` would do: "create", "update" or "none". Changes nothing."""
         try:
-            current = self._call("GET", f"/connectors/{quote(connector.name, safe='')}/config")
+            current = self.call("GET", f"/connectors/{quote(connector.name, safe='')}/config")
         except ConfigError:
             return "create"
         return "none" if current == connector.config | {"name": connector.name} else "update"
@@ -278,7 +287,7 @@ class Connect:
         """Connect refuses while it rebalances (409); that passes in seconds."""
         while True:
             try:
-                self._call(method, path, body=body)
+                self.call(method, path, body=body)
                 return
             except TransientError:
                 if time.monotonic() > deadline:
@@ -310,16 +319,27 @@ class Connect:
             time.sleep(0.25)
 
     def status(self, name: str) -> ConnectorStatus:
-        return summarize(name, self._call("GET", f"/connectors/{quote(name, safe='')}/status"))
+        return summarize(name, self.call("GET", f"/connectors/{quote(name, safe='')}/status"))
 
     def statuses(self) -> list[ConnectorStatus]:
         """Every connector, by name."""
-        found = self._call("GET", "/connectors", params={"expand": "status"})
+        found = self.call("GET", "/connectors", params={"expand": "status"})
         return [summarize(name, found[name]["status"]) for name in sorted(found)]
+
+    def configs(self) -> dict[str, dict[str, str]]:
+        """Configuration of every connector by name, placeholders as written."""
+        found = self.call("GET", "/connectors", params={"expand": "info"})
+        return {name: found[name]["info"]["config"] for name in sorted(found)}
+
+    def traces(self, name: str) -> str:
+        """Everything that the connector and its tasks have thrown, whole; empty when nothing."""
+        status = self.call("GET", f"/connectors/{quote(name, safe='')}/status")
+        parts = [status.get("connector") or {}, *(status.get("tasks") or [])]
+        return "\n".join(part["trace"].rstrip() for part in parts if part.get("trace"))
 
     def restart(self, name: str) -> None:
         """Restart what has failed of the connector (itself and tasks); running tasks go on."""
-        self._call(
+        self.call(
             "POST",
             f"/connectors/{quote(name, safe='')}/restart",
             params={"includeTasks": "true", "onlyFailed": "true"},

@@ -15,10 +15,11 @@ import httpx
 import redis.exceptions
 from redis.asyncio import Redis
 
-from connectors.connect import Connect, ConnectorStatus
+from connectors.connect import Connect
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.process import Lifecycle
+from serving.captures import ConnectorState, read_captures
 from serving.flows import Flow, FlowReader, ProcessState
 from serving.kpis import Kpi, read_kpis
 from serving.tables import TableState, read_tables
@@ -32,14 +33,14 @@ class Snapshot:
     flows: list[Flow] = field(default_factory=list)
     processes: list[ProcessState] = field(default_factory=list)
     tables: list[TableState] = field(default_factory=list)
-    connectors: list[ConnectorStatus] = field(default_factory=list)
+    connectors: list[ConnectorState] = field(default_factory=list)
     read_at: dict[str, float] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
 
     def troubles(self) -> list[str]:
         """What somebody should look at, worst first."""
         found = [f"{part}: {reason}" for part, reason in sorted(self.problems.items())]
-        found += [f"connector {c.name} is {c.state}" for c in self.connectors if not c.running]
+        found += [f"connector {c.name}: {c.trouble or c.state}" for c in self.connectors if not c.well]
         found += [f"process {p.name}: {p.problem}" for p in self.processes if not p.up]
         return found
 
@@ -61,7 +62,7 @@ class Collector:
                 self._every(lifecycle, "KPIs", 1.0, self._read_kpis),
                 self._every(lifecycle, "flows", 2.0, self._read_flows),
                 self._every(lifecycle, "tables", 5.0, self._read_tables),
-                self._every(lifecycle, "connectors", 5.0, self._read_connectors),
+                self._every(lifecycle, "connectors", 2.0, self._read_connectors),
             )
         finally:
             await asyncio.gather(self._redis.aclose(), self._flows.close())
@@ -89,4 +90,5 @@ class Collector:
         self.snapshot.tables = await asyncio.to_thread(read_tables, self._settings.lake)
 
     async def _read_connectors(self) -> None:
-        self.snapshot.connectors = await asyncio.to_thread(self._connect.statuses)
+        url = self._settings.endpoints.get("connectors")
+        self.snapshot.connectors = await asyncio.to_thread(read_captures, url, self._connect)

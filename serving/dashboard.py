@@ -12,6 +12,7 @@ from nicegui import ui
 from serving.collect import Collector
 from serving.kpis import Kpi
 from serving.render import (
+    captures_table,
     chart_options,
     clock,
     flows_table,
@@ -93,7 +94,8 @@ def build(collector: Collector, theme: Theme = "auto") -> None:
                 syncs = Panel("Business applications (reverse ETL)")
             with ui.element("div").classes("stackup"):
                 tables = Panel("Iceberg tables")
-                health = Panel("Connectors and processes")
+                captures = Panel("Change data capture")
+                health = Panel("Processes")
 
     def refresh() -> None:
         snapshot, now = collector.snapshot, time.time()
@@ -113,6 +115,7 @@ def build(collector: Collector, theme: Theme = "auto") -> None:
         flows.show(flows_table([f for f in snapshot.flows if not f.name.startswith(SYNC)], now))
         syncs.show(syncs_table([f for f in snapshot.flows if f.name.startswith(SYNC)], now))
         tables.show(tables_table(snapshot.tables, now))
+        captures.show(captures_table(snapshot.connectors, now))
         health.show(health_table(snapshot))
 
     refresh()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from connectors.connect import ConnectorStatus
+from serving.captures import ConnectorState, SnapshotState
 from serving.collect import Snapshot
 from serving.flows import Flow
 from serving.kpis import Kpi
@@ -221,21 +221,59 @@ def tables_table(tables: Sequence[TableState], now: float) -> str:
     return html_table(head, rows, "No table has been committed yet.")
 
 
+def captures_table(connectors: Sequence[ConnectorState], now: float) -> str:
+    """Connectors with the log kept for them, what is wrong under each, and the snapshots under way."""
+    head = [
+        ("connector", ""),
+        ("state", ""),
+        ("log lag", "num"),
+        ("log kept", "num opt"),
+        ("heartbeat", "num opt"),
+        ("last event", "num"),
+        ("restarts", "num opt"),
+    ]
+    rows = [
+        [
+            (c.name, "strong"),
+            (c.state.lower(), f"pill {'ok' if c.well else 'bad'}"),
+            (size(c.lag_bytes) if c.lag_bytes is not None else "–", "num"),
+            (size(c.kept_bytes) if c.kept_bytes is not None else "–", "num opt"),
+            (age(since(c.heartbeat, now)), "num opt"),
+            (age(since(c.last_event, now)), "num"),
+            (number(c.restarts), "num opt warn" if c.restarts else "num opt"),
+        ]
+        for c in connectors
+    ]
+    troubles = "".join(
+        f'<p class="trouble"><b>{escape(c.name)}</b> {escape(c.trouble)}</p>' for c in connectors if c.trouble
+    )
+    parts = [part for c in connectors for part in c.snapshots]
+    return html_table(head, rows, "No connector has reported yet.") + troubles + (_snapshots(parts) if parts else "")
+
+
+def _snapshots(parts: Sequence[SnapshotState]) -> str:
+    head = [("snapshot of", ""), ("", ""), ("rows", "num"), ("of", "num"), ("rows/s", "num opt"), ("left", "num")]
+    rows = [
+        [
+            (part.table, "mono strong"),
+            (f"{part.kind}, {part.state}", "warn" if part.state == "failed" else ""),
+            (number(part.rows), "num"),
+            ("" if part.state == "completed" else "unknown" if part.total is None else f"~{number(part.total)}", "num"),
+            (number(round(part.rows_per_second)), "num opt"),
+            (age(part.seconds_left) if part.state == "running" else "", "num"),
+        ]
+        for part in parts
+    ]
+    return html_table(head, rows, "")
+
+
+def since(at: float | None, now: float) -> float | None:
+    return None if at is None else max(0.0, now - at)
+
+
 def health_table(snapshot: Snapshot) -> str:
-    connectors: list[list[Cell]] = [_connector(c) for c in snapshot.connectors]
-    processes: list[list[Cell]] = [
+    rows: list[list[Cell]] = [
         [(p.name, "strong"), ("ready" if p.up else "not ready", f"pill {'ok' if p.up else 'bad'}"), (p.problem, "")]
         for p in snapshot.processes
     ]
-    head = [("what", ""), ("state", ""), ("", "")]
-    return html_table(head, connectors + processes, "No process has reported yet.")
-
-
-def _connector(connector: ConnectorStatus) -> list[Cell]:
-    count = len(connector.tasks)
-    detail = connector.reason or f"Connect, {count} task{'' if count == 1 else 's'}"
-    return [
-        (connector.name, "strong"),
-        (connector.state.lower(), f"pill {'ok' if connector.running else 'bad'}"),
-        (detail, ""),
-    ]
+    return html_table([("process", ""), ("state", ""), ("", "")], rows, "No process has reported yet.")

@@ -24,7 +24,7 @@ from headrace.config import Settings
 from headrace.errors import ConfigError, TerminalError
 from schemas.contracts import Contract, ContractSet, load_contracts
 from schemas.kpis import load_kpis
-from schemas.names import table_name
+from schemas.names import SIGNAL_TABLE, table_name
 from streams.app import load_agents
 
 Progress = Callable[[str], None]
@@ -46,7 +46,8 @@ def captured_prefixes(folders: Iterable[Path]) -> list[str]:
 
 
 def change_topics(topics: Iterable[str], prefixes: Iterable[str]) -> list[str]:
-    """Topics of captured tables: `<prefix>.<schema>.<table>`."""
+    """Topics of captured tables: `<prefix>.<schema>.<table>`, without the signalling table's, which is not landed."""
+    topics = [t for t in topics if not t.endswith(f".{SIGNAL_TABLE}")]
     return sorted(
         t for t in topics if any(t.startswith(f"{p}.") and t.count(".") >= p.count(".") + 2 for p in prefixes)
     )

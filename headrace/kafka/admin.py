@@ -189,8 +189,30 @@ def end_offsets(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, 
     return _offsets(kafka, topics, OffsetSpec.latest())
 
 
+def offsets_at(kafka: KafkaSettings, topics: Iterable[str], timestamp_ms: int) -> dict[Partition, int]:
+    """The first offset whose record is not older than a time, of every partition; the end where none is as young."""
+    names = list(topics)
+    found = _offsets(kafka, names, OffsetSpec.for_timestamp(timestamp_ms))
+    ends = end_offsets(kafka, names) if -1 in found.values() else {}
+    return {place: ends[place] if offset < 0 else offset for place, offset in found.items()}
+
+
+def newest_timestamps(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, int]:
+    """Time (ms since the epoch) of the youngest record of each topic that has one."""
+    newest: dict[str, int] = {}
+    there = set(topics) & _topics(kafka).keys()
+    for (topic, _), found in _listed(kafka, there, OffsetSpec.max_timestamp()).items():
+        if found.timestamp >= 0:
+            newest[topic] = max(newest.get(topic, 0), int(found.timestamp))
+    return newest
+
+
 def _offsets(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Partition, int]:
-    known = partitions(kafka)
+    return {place: int(found.offset) for place, found in _listed(kafka, topics, spec).items()}
+
+
+def _listed(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Partition, Any]:
+    known = {name: len(topic.partitions) for name, topic in _topics(kafka).items()}
     asked = {}
     for topic in topics:
         if topic not in known:
@@ -200,8 +222,7 @@ def _offsets(kafka: KafkaSettings, topics: Iterable[str], spec: Any) -> dict[Par
     out = {}
     for tp, future in (client.list_offsets(asked) if asked else {}).items():
         with _errors(kafka, f"{tp.topic}-{tp.partition}"):
-            found = _settled(future, partial(_one_offset, client, tp, spec))
-        out[tp.topic, tp.partition] = int(found.offset)
+            out[tp.topic, tp.partition] = _settled(future, partial(_one_offset, client, tp, spec))
     return out
 
 

@@ -3,8 +3,9 @@
 Each batch is folded to its last change per key, and lands as new rows, position deletes of the rows they replace, the
 topic's offsets and the highest log position, in one snapshot. A change whose position is not above the partition's
 highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts. A changed key value arrives as a delete
-and a create. A truncation raises the table's floor (see `places`). When the source's columns or key change, the rows
-that are there are made anew first, in a snapshot of their own (see `follow`).
+and a create. A truncation raises the table's floor (see `places`). A baseline removes, of its partition, every row
+whose newest event is older than the snapshot that it ends (schemas/baseline.py). When the source's columns or key
+change, the rows that are there are made anew first, in a snapshot of their own (see `follow`).
 
 A table without a key grows. Its updates and deletes find their row by all its values, which needs an order: a topic of
 one partition. A row read by a full snapshot replaces everything older than that snapshot.
@@ -13,15 +14,13 @@ one partition. A row read by a full snapshot replaces everything older than that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
-from pyiceberg.table.snapshots import Operation
 
 from headrace import metrics
 from headrace.errors import ContractError
@@ -32,7 +31,6 @@ from sinks.iceberg import progress, wholerows
 from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
 from sinks.iceberg.changes import Folded, fold, join
 from sinks.iceberg.commit import Change, trouble
-from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.follow import (
     Added,
     absent_filled,
@@ -45,6 +43,7 @@ from sinks.iceberg.follow import (
     staged,
 )
 from sinks.iceberg.keyed import KeyedTable, Merging
+from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.remake import raised
@@ -73,13 +72,6 @@ class Changes:
     going: Mask
     created: Mask
     before: pa.RecordBatch | None = None
-
-
-@dataclass(eq=False)
-class Settling(Merging):
-    """`dead` are rows to delete that no key leads to, by file."""
-
-    dead: list[tuple[DataFile, Int64]] = field(default_factory=list)
 
 
 class CurrentTable(KeyedTable):
@@ -122,9 +114,6 @@ class CurrentTable(KeyedTable):
     def _learn(self, key: tuple[str, ...]) -> None:
         self.key, self._key_known = key, True
 
-    def table_properties(self) -> dict[str, str]:
-        return super().table_properties() if self._key_known else {}
-
     @property
     def floor(self) -> Position:
         """Nothing below it is live."""
@@ -141,6 +130,7 @@ class CurrentTable(KeyedTable):
         marks: dict[int, Position] = {}
         parts: list[Changes] = []
         dropped, emptied, floor = 0, False, self.floor
+        baselines = {part.partition: part.baseline for part in slices if part.baseline}
         for part in slices:
             if not part.batch.num_rows:
                 continue
@@ -167,10 +157,12 @@ class CurrentTable(KeyedTable):
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
+        parts = [without_obsolete(c, baselines) for c in parts]
         merging = self._merge(parts, fitted, rejects)
         merging.slices, merging.dropped = slices, dropped
         merging.truncate = emptied and self.table is not None
         merging.state = self._state(marks)
+        self._remove_obsolete(merging, baselines)
         if floor != NOWHERE:
             merging.state[progress.floor_property(self.topic)] = str(floor)
         return merging
@@ -255,7 +247,7 @@ class CurrentTable(KeyedTable):
         side = pa.array(present)
         return hash_keys([pc.if_else(side, child(batch, "after", n), child(batch, "before", n)) for n in self.key])
 
-    def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Settling:
+    def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
         rejects = fitted.rejects + rejects
         if not self.key:
             return self._settle(parts, fitted, rejects)
@@ -276,9 +268,9 @@ class CurrentTable(KeyedTable):
             kept = np.flatnonzero(~unresolved)
             folded = Folded(folded.write[kept], folded.keys.take(kept), folded.touched)
             rows = filled.take(pa.array(kept)).to_batches()
-        return Settling(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
+        return Merging(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
 
-    def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Settling:
+    def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
         """Changes of a table without a key, in their order."""
         batches = [c.rows for c in parts]
         starts = np.cumsum([0, *(batch.num_rows for batch in batches)])
@@ -305,20 +297,17 @@ class CurrentTable(KeyedTable):
                 parts, start + missing, self.stage, "before", "the row that it changes is not in the table"
             )
         rows = take_rows(batches, np.flatnonzero(batch.alive))
-        return Settling(fitted.slices, fitted.columns, rows, rejects, dead=list(batch.dead.values()))
+        return Merging(fitted.slices, fitted.columns, rows, rejects, dead=list(batch.dead.values()))
 
-    def _plan(self, prepared: Prepared, base: Change, evolution: Evolution, rows: pa.Table) -> Change:
-        assert isinstance(prepared, Settling)
-        change = super()._plan(prepared, base, evolution, rows)
-        if not prepared.dead:
-            return change
-        writer = self._writer(evolution)
-        return replace(
-            change,
-            delete_files=[writer.write_deletes(file, positions) for file, positions in prepared.dead],
-            operation=Operation.OVERWRITE if change.data_files else Operation.DELETE,
-            head=(self._existing.metadata.current_snapshot_id,),
-        )
+    def _remove_obsolete(self, merging: Merging, baselines: Mapping[int, int]) -> None:
+        """Add the committed rows that baselines make obsolete."""
+        if not baselines or self.table is None or merging.truncate:
+            return
+        with trouble(self.name):
+            if self.key:
+                merging.touched = join([merging.touched, obsolete_keys(self, baselines)])
+            else:
+                merging.dead = [*merging.dead, *obsolete_positions(self.table, baselines)]
 
     def counted(self, rows: pa.Table) -> Mask:
         """Which stored rows have a key of their own; a table has one of each key among them."""
@@ -356,6 +345,14 @@ def _snapshot(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:
     if rows.any() and "snapshot" in {f.name for f in source.type}:
         rows &= ~mask_of(pc.equal(pc.struct_field(source, "snapshot"), "incremental"))
     return places.take(rows).highest if rows.any() else NOWHERE
+
+
+def without_obsolete(changes: Changes, baselines: Mapping[int, int]) -> Changes:
+    """Rows that a baseline of their partition makes obsolete leave nothing."""
+    before = baselines.get(changes.slice.partition, 0)
+    if changes.slice.start >= before:
+        return changes
+    return replace(changes, present=changes.present & (changes.rows.column("_offset").to_numpy() >= before))
 
 
 def _standing(changes: Changes, floor: Position) -> Changes:

@@ -31,7 +31,7 @@ from sinks.iceberg.applicable import full_identity, mask_of, writes
 from sinks.iceberg.build import KeyColumns
 from sinks.iceberg.commit import trouble
 from sinks.iceberg.compact import paths_of
-from sinks.iceberg.current import CurrentTable, Settling, refused
+from sinks.iceberg.current import CurrentTable, refused
 from sinks.iceberg.follow import absent_filled
 from sinks.iceberg.history_rows import FROM, OP, OWN, TIME, TO, Events, Log, ended, filled, timed, unchanged
 from sinks.iceberg.keyed import Merging, at_once
@@ -52,7 +52,7 @@ EVENTS = pa.array(["c", "r", "u", "d", "t"])
 
 
 @dataclass(eq=False)
-class Closing(Settling):
+class Closing(Merging):
     """Open versions as `batches`, ended ones as `closed`; with a truncate, its time: all that are open end then."""
 
     truncated: int = 0

@@ -8,7 +8,7 @@ wrong, so every commit is fenced by the snapshot that the index describes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -60,6 +60,7 @@ class Merging(Prepared):
 
     `closed` are rows to write that no entry of the index leads to. `written` are the files of the rows, `loose` those
     of the others, `deletes` those of the rows that die, by the number of the file they are in.
+    `dead` are rows of a table without a key that die, by file.
     """
 
     keys: Keys = field(default_factory=lambda: join([]))
@@ -67,6 +68,7 @@ class Merging(Prepared):
     versions: Int64 | None = None
     truncate: bool = False
     closed: list[pa.RecordBatch] = field(default_factory=list)
+    dead: Sequence[tuple[DataFile, Int64]] = ()
     written: list[Written] = field(default_factory=list)
     loose: list[DataFile] = field(default_factory=list)
     deletes: dict[int, DataFile] = field(default_factory=dict)
@@ -95,6 +97,11 @@ class KeyedTable(OwnedTable):
     def index(self) -> KeyIndex:
         """Live rows by key; for looking at, not for changing."""
         return self._index
+
+    @property
+    def files(self) -> Collection[int]:
+        """Live files, as the numbers that locations name them by."""
+        return self._files.by_number.keys()
 
     def table_properties(self) -> dict[str, str]:
         return {progress.KEY: ",".join(self.key)} | {f"{BLOOM_FILTER}{name}": "true" for name in self.key}
@@ -160,6 +167,8 @@ class KeyedTable(OwnedTable):
             prepared.loose += files
         elif self.key:
             prepared.deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
+        else:
+            prepared.deletes = dict(enumerate(writer.write_deletes(file, rows) for file, rows in prepared.dead))
         operation = Operation.APPEND
         if prepared.deletes or removed:
             operation = Operation.OVERWRITE if prepared.written or prepared.loose else Operation.DELETE
@@ -169,7 +178,7 @@ class KeyedTable(OwnedTable):
             delete_files=list(prepared.deletes.values()),
             removed=removed,
             operation=operation,
-            head=(table.metadata.current_snapshot_id,) if self.key or removed else None,
+            head=(table.metadata.current_snapshot_id,) if self.key or removed or prepared.deletes else None,
             columns=evolution.columns,
             schema=evolution.schema,
         )
@@ -180,7 +189,7 @@ class KeyedTable(OwnedTable):
         return files.paths(), []
 
     def _write_deletes(self, writer: FileWriter, locations: Int64) -> dict[int, DataFile]:
-        dead = np.sort(locations[locations >= 0])
+        dead = np.unique(locations[locations >= 0])
         numbers, starts = np.unique(file_of(dead), return_index=True)
         groups = zip(numbers.tolist(), np.split(position_of(dead), starts[1:]), strict=False)
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from headrace.errors import ConfigError
 from schemas.contracts import Contract, ContractSet
-from schemas.names import table_name
+from schemas.names import SIGNAL_TABLE, table_name
 
 Kind = Literal["bronze", "derived", "upsert", "current", "history"]
 
@@ -78,7 +78,9 @@ def plan(
 
 
 def is_change_topic(topic: str, prefixes: Sequence[str]) -> bool:
-    """Whether a topic is `<prefix>.<schema>.<table>`: no heartbeats, no transaction boundaries, no schema changes."""
+    """Whether a topic is `<prefix>.<schema>.<table>`: no heartbeats, transactions, schema changes, signals."""
+    if topic.endswith(f".{SIGNAL_TABLE}"):
+        return False
     return any(topic.startswith(f"{p}.") and topic.count(".") >= p.count(".") + 2 for p in prefixes)
 
 

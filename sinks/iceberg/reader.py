@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from headrace.errors import ContractError, SchemaNotFoundError
 from headrace.kafka import Chunk
+from schemas import baseline
 from schemas.codec import ChunkDecoder
 from sinks.iceberg.slices import Slice
 
@@ -39,12 +40,13 @@ class TopicReader:
         if not self._with_keys:
             return [self._slice(chunk, start, None, None)]
         slices = []
-        for part, key, value in self._by_schema(chunk):
-            slices.append(self._slice(part, start, key, value))
+        parts, begins = self._by_schema(chunk)
+        for part, key, value in parts:
+            slices.append(self._slice(part, start, key, value, begins))
             start = part.next_offset
         return slices
 
-    def _slice(self, chunk: Chunk, start: int, key: bytes | None, value: bytes | None) -> Slice:
+    def _slice(self, chunk: Chunk, start: int, key: bytes | None, value: bytes | None, begins: int = 0) -> Slice:
         decoder = self._decoders.get(value)
         if decoder is None:
             decoder = self._decoders[value] = ChunkDecoder(self._schema_of)
@@ -65,22 +67,28 @@ class TopicReader:
             reasons=tuple(decoded.reasons),
             key_fields=self._fields(key) if self._with_keys else None,
             schema=self._schema(value),
+            baseline=begins,
         )
 
-    def _by_schema(self, chunk: Chunk) -> list[tuple[Chunk, bytes | None, bytes | None]]:
-        """Runs of one schema each, with the headers of key and value. What has none, as tombstones and keys of
-        truncations, or names an unknown schema, goes with its neighbours."""
-        keys, key_of = _headers(chunk.keys, lambda header: True)
+    def _by_schema(self, chunk: Chunk) -> tuple[list[tuple[Chunk, bytes | None, bytes | None]], int]:
+        """Runs of one schema each, with the headers of key and value, and the highest baseline of all, 0 for none. What
+        has none, as tombstones, baselines and keys of truncations, or names an unknown schema, goes with its
+        neighbours."""
+        keys, key_of = _headers(chunk.keys, lambda header: self._fields(header) != baseline.FIELDS)
+        begins = 0
+        if marks := [header for header in keys if self._fields(header) == baseline.FIELDS]:
+            begins = baseline.highest(chunk.keys.filter(pc.is_in(pc.binary_slice(chunk.keys, 0, 5), pa.array(marks))))
         values, value_of = _headers(chunk.values, lambda header: self._schema(header) is not None)
         changes = np.r_[True, (np.diff(key_of) != 0) | (np.diff(value_of) != 0)]
         if len(chunk) == 0 or changes.sum() == 1:
             whole = slice(0, 1)
-            return [(chunk, _at(keys, key_of[whole]), _at(values, value_of[whole]))]
+            return [(chunk, _at(keys, key_of[whole]), _at(values, value_of[whole]))], begins
         starts = np.flatnonzero(changes)
-        return [
+        parts = [
             (chunk.slice(int(s), int(e - s)), _at(keys, key_of[s : s + 1]), _at(values, value_of[s : s + 1]))
             for s, e in zip(starts, [*starts[1:], len(chunk)], strict=True)
         ]
+        return parts, begins
 
     def _schema(self, header: bytes | None) -> dict[str, Any] | None:
         """The schema that a value's first bytes name; None when they name none that is known."""

@@ -29,7 +29,8 @@ class Slice:
     `keys`, `values` (raw), `offsets`, `timestamps` (ms) have a row for every record. `batch` has a row for each record
     that decoded, `rows` says which records those are; `nulls` are tombstones, `bad` those that did not decode, with a
     reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known;
-    `schema` is the writer's schema of the values, where all have the same.
+    `schema` is the writer's schema of the values, where all have the same. `baseline`: the offset that such a record
+    among these says (schemas/baseline.py), 0 for none.
     """
 
     topic: str
@@ -47,6 +48,7 @@ class Slice:
     reasons: tuple[str, ...]
     key_fields: tuple[str, ...] | None = None
     schema: Mapping[str, Any] | None = None
+    baseline: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)

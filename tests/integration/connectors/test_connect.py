@@ -3,9 +3,6 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,59 +11,10 @@ import httpx
 import psycopg
 import pytest
 from confluent_kafka import Consumer
-from psycopg.conninfo import make_conninfo
 
 from connectors.connect import Connect, load_connector
 from headrace.errors import ConfigError, ContractError, TerminalError
-
-SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
-
-
-@dataclass
-class Source:
-    """A database of one test's own, with one table of one row, and its connector file."""
-
-    name: str
-    url: str = field(repr=False)
-    file: Path
-
-    def write(self, **changes: str) -> Path:
-        config = json.loads(SHOP.read_text())["config"] | {
-            "database.dbname": self.name,
-            "topic.prefix": self.name,
-            "table.include.list": "public.things",
-            "slot.name": self.name,
-            "publication.name": self.name,
-            "heartbeat.interval.ms": "500",
-            "topic.creation.default.partitions": "1",
-        }
-        self.file.write_text(json.dumps({"name": self.name, "config": config | changes}))
-        return self.file
-
-
-@pytest.fixture
-def source(postgres_url: str, connect_url: str, tmp_path: Path) -> Iterator[Source]:
-    name = f"t{uuid4().hex[:10]}"
-    url = make_conninfo(postgres_url, dbname=name)
-    with psycopg.connect(postgres_url, autocommit=True) as admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        with psycopg.connect(url) as db:
-            db.execute("CREATE TABLE things (id bigint PRIMARY KEY, price numeric(8, 2), at timestamptz)")
-            db.execute("ALTER TABLE things REPLICA IDENTITY FULL")
-            db.execute("INSERT INTO things VALUES (1, 12.30, '2024-01-02T03:04:05Z')")
-        yield Source(name, url, tmp_path / "one.json")
-        client = Connect(connect_url)
-        if any(one.name == name for one in client.statuses()):
-            client.remove(name)
-        for _ in range(50):
-            slots = admin.execute("SELECT active FROM pg_replication_slots WHERE slot_name = %s", (name,)).fetchall()
-            if slots == [(False,)]:
-                admin.execute("SELECT pg_drop_replication_slot(%s)", (name,))
-                slots = []
-            if not slots:
-                break
-            time.sleep(0.2)
-        admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+from tests.integration.connectors.conftest import Source
 
 
 def test_a_bad_file_gets_connects_own_words_and_the_field(source: Source, connect_url: str) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+
 import pytest
 
-from connectors.connect import ConnectorStatus
+from connectors.source import LogState
+from connectors.watch import Capture, Progress
 from headrace.config import Settings
+from serving.captures import ConnectorState, of_report
 from serving.collect import Collector, Snapshot
 from serving.flows import Flow, FlowReader, ProcessState, parse_flows
 from serving.kpis import Kpi, Point
-from serving.render import age, chart_options, html_table, number, size
+from serving.render import age, captures_table, chart_options, html_table, number, size
 
 
 def kpi(measure: str, windows: list[str | None], groups: list[str], value: float = 2.0) -> Kpi:
@@ -63,11 +68,11 @@ def test_cells_are_escaped() -> None:
 
 def test_troubles_name_what_is_not_running() -> None:
     snapshot = Snapshot(
-        connectors=[ConnectorStatus("shop", "FAILED", "boom")],
+        connectors=[ConnectorState("shop", "FAILED", 1, "boom"), ConnectorState("crm", "RUNNING", 1)],
         processes=[ProcessState("sink", "http://x", False, "not ready"), ProcessState("worker", "http://y", True)],
         problems={"KPIs": "Redis is down"},
     )
-    assert snapshot.troubles() == ["KPIs: Redis is down", "connector shop is FAILED", "process sink: not ready"]
+    assert snapshot.troubles() == ["KPIs: Redis is down", "connector shop: boom", "process sink: not ready"]
 
 
 def test_flows_are_read_from_metrics_text() -> None:
@@ -93,3 +98,24 @@ async def test_the_serving_process_is_among_those_asked(monkeypatch: pytest.Monk
     collector = Collector(Settings(endpoints={"serve": "http://a", "sink": "http://b"}))
     await collector._read_flows()
     assert [flow.process for flow in collector.snapshot.flows] == ["serve", "sink"]
+
+
+def test_connectors_show_their_log_their_trouble_and_honest_snapshots() -> None:
+    part = Progress("1", "incremental", "public.<b>", "running", 5000, None, 100.0, None, 0.0)
+    capture = Capture(
+        "shop",
+        "RUNNING",
+        fault="slot is lost",
+        remedy="headrace connect resnapshot shop",
+        log=LogState(3_000_000, 7_000_000, None, "lost", 5),
+        heartbeat=90.0,
+        snapshots=(part,),
+        problems=("Kafka: away",),
+    )
+    report = json.loads(json.dumps(asdict(capture) | {"last_event": None, "restarts": 2, "given_up": False}))
+    state = of_report(report)
+    assert not state.well
+    html = captures_table([state], 100.0)
+    for text in ("3 MB", "7 MB", "10 s", "slot is lost: headrace connect resnapshot shop; Kafka: away", "unknown"):
+        assert text in html
+    assert "<b>" not in html.replace("<b>shop</b>", "")

@@ -60,6 +60,7 @@ def slice_of(
     schema: pa.Schema | None = None,
     key_fields: tuple[str, ...] | None = ("id",),
     bad: Sequence[int] = (),
+    baseline: int = 0,
 ) -> Slice:
     """Records from offset `start` on; None is a tombstone, indexes in `bad` did not decode."""
     schema = schema or envelope_schema()
@@ -81,6 +82,7 @@ def slice_of(
         bad=np.array(sorted(bad), np.int64),
         reasons=("broken",) * len(bad),
         key_fields=key_fields,
+        baseline=baseline,
     )
 
 

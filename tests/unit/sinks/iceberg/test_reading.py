@@ -8,11 +8,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from aiokafka import TopicPartition
 
 from headrace.config import Settings
 from headrace.kafka import Chunk
 from headrace.process import Lifecycle
+from schemas import baseline
+from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.service import Sink
 
 TP = TopicPartition("things", 0)
@@ -83,3 +86,19 @@ async def test_what_was_fetched_before_an_assignment_is_not_fed_twice(tmp_path: 
     await asyncio.gather(reading, return_exceptions=True)
     await sink.close()
     assert flow.got == list(range(10))
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_baseline_among_records_is_found_and_splits_nothing(keyed: bool) -> None:
+    schemas = {1: {"type": "record", "name": "Key", "fields": [{"name": "id", "type": "long"}]}, 2: baseline.KEY}
+    key = b"\0\0\0\0\x01\x02" if keyed else None
+    keys = pa.array([key, key, baseline.key(2, 40), key, baseline.key(2, 30)], pa.binary())
+    offsets = np.arange(50, 55)
+    reader = TopicReader(schemas.__getitem__, with_keys=True)
+    found = reader.read(Chunk("things", 0, keys, pa.nulls(5, pa.binary()), offsets, offsets, 55), 50)
+    assert [(s.key_fields, s.start, s.next_offset, s.baseline) for s in found] == [
+        (("id",) if keyed else (), 50, 55, 40)
+    ]
+    alone = Chunk("things", 0, keys[2:3], pa.nulls(1, pa.binary()), offsets[2:3], offsets[2:3], 53)
+    assert [(s.key_fields, s.baseline) for s in reader.read(alone, 52)] == [((), 40)]
+    assert [s.baseline for s in TopicReader(schemas.__getitem__, with_keys=False).read(alone, 52)] == [0]

@@ -1,0 +1,96 @@
+"""PostgreSQL as a source: its replication slot, its statistics, its signalling table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import sql
+
+from connectors.source import LogState
+from headrace.errors import ConfigError, UnavailableError
+
+CONNECT_SECONDS = 5
+SLOT = """
+SELECT coalesce(wal_status, 'lost'), safe_wal_size, (pg_current_wal_lsn() - restart_lsn)::bigint,
+       (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint, (confirmed_flush_lsn - '0/0')::bigint
+FROM pg_replication_slots WHERE slot_name = %s
+"""
+
+
+class PostgresSource:
+    """A connector's slot and publication in the database at `url`. See `connectors.source.Source`."""
+
+    def __init__(self, url: str, slot: str, publication: str) -> None:
+        self._url = url
+        self.slot = slot
+        self.publication = publication
+
+    @contextmanager
+    def _database(self) -> Iterator[psycopg.Connection]:
+        where = f"source database of slot {self.slot}"
+        try:
+            with psycopg.connect(self._url, autocommit=True, connect_timeout=CONNECT_SECONDS) as connection:
+                yield connection
+        except psycopg.OperationalError as e:
+            raise UnavailableError(str(e).strip().splitlines()[0], where=where) from e
+        except psycopg.Error as e:
+            raise ConfigError(str(e).strip().splitlines()[0], where=where) from e
+
+    def log(self) -> LogState:
+        with self._database() as db:
+            row = db.execute(SLOT, (self.slot,)).fetchone()
+        if row is None:
+            return LogState(status="missing")
+        status, safe, kept, lag, confirmed = row
+        return LogState(lag, kept, safe, status, confirmed=confirmed)
+
+    def missing(self, log: LogState, offset: Mapping[str, Any]) -> str:
+        read = offset.get("lsn_proc") or offset.get("lsn")
+        if log.status == "missing":
+            # Before its first record a connector is about to make its slot.
+            return f"replication slot {self.slot} is gone, and the changes since with it" if offset else ""
+        if log.status == "lost":
+            return f"replication slot {self.slot} is lost: the database has removed log that it still needed"
+        if read is not None and log.confirmed is not None and log.confirmed > int(read):
+            return (
+                f"replication slot {self.slot} begins after what was read last: it was made anew, and the changes "
+                "in between are missing"
+            )
+        return ""
+
+    def forget(self) -> None:
+        with self._database() as db:
+            db.execute(
+                "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
+                (self.slot,),
+            )
+
+    def estimated_rows(self, table: str) -> int | None:
+        with self._database() as db:
+            row = db.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)", (table,)).fetchone()
+        return int(row[0]) if row is not None and row[0] >= 0 else None
+
+    def prepare_signals(self, table: str) -> None:
+        with self._database() as db:
+            if db.execute("SELECT to_regclass(%s)", (table,)).fetchone() == (None,):
+                columns = sql.SQL("CREATE TABLE {} (id varchar(64) PRIMARY KEY, type varchar(32) NOT NULL, data text)")
+                db.execute(columns.format(sql.Identifier(*table.split("."))))
+
+    def signal(self, table: str, number: str, kind: str, data: Mapping[str, Any]) -> None:
+        place = sql.Identifier(*table.split("."))
+        published = "SELECT 1 FROM pg_publication_tables WHERE pubname = %s AND schemaname = %s AND tablename = %s"
+        with self._database() as db:
+            if db.execute(published, (self.publication, *table.split("."))).fetchone() is None:
+                raise ConfigError(
+                    f"publication {self.publication} lacks the signalling table, so a signal would not be read",
+                    where=table,
+                    hint=f"ALTER PUBLICATION {self.publication} ADD TABLE {table}; then headrace connect restart",
+                )
+            # Debezium deletes its own rows; those of earlier signals are of no more use.
+            db.execute(sql.SQL("DELETE FROM {} WHERE id LIKE 'headrace-%'").format(place))
+            insert = sql.SQL("INSERT INTO {} (id, type, data) VALUES (%s, %s, %s)").format(place)
+            db.execute(insert, (number, kind, json.dumps(data)))

@@ -1,0 +1,50 @@
+"""What operating a connector needs of its source database: the seam that each kind of database fills with one class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class LogState:
+    """The part of the database's log that a connector still needs.
+
+    `lag_bytes` has been written and not been acknowledged by the connector, `kept_bytes` is held for it on the
+    database's disk, `safe_bytes` may still be written before the database gives the connector up (None: no limit).
+    `confirmed` is the place in the log up to which the connector has acknowledged.
+    """
+
+    lag_bytes: int | None = None
+    kept_bytes: int | None = None
+    safe_bytes: int | None = None
+    status: str = ""
+    confirmed: int | None = None
+
+
+class Source(Protocol):
+    """One connector's source database. Every method raises `UnavailableError` when it cannot be reached, and
+    `ConfigError` when it refuses."""
+
+    def log(self) -> LogState:
+        """What the database keeps for the connector."""
+
+    def missing(self, log: LogState, offset: Mapping[str, Any]) -> str:
+        """One sentence when changes are gone that the connector has not read, else empty.
+
+        `offset` is the connector's place as Connect keeps it, read after `log` was: it never falls behind what the
+        database has been told. Pure.
+        """
+
+    def forget(self) -> None:
+        """Drop what the database keeps for the stopped connector, which makes it anew."""
+
+    def estimated_rows(self, table: str) -> int | None:
+        """About how many rows a table has; None when the database does not know either."""
+
+    def prepare_signals(self, table: str) -> None:
+        """Create the signalling table unless it is there."""
+
+    def signal(self, table: str, number: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Write one signal, and take away those of before."""

@@ -1,0 +1,56 @@
+"""A baseline: the offset of a change topic's partition from which on the topic states the whole table anew.
+
+It ends a repeated full snapshot. While nobody listened rows were deleted, and a snapshot has no events for those; but
+it has one for every row that is there. So, once its rows are written, each partition gets a record that says where they
+began: a row whose newest event is older than that is not in the source any more. This is exact while changes stream,
+wherever among them the record stands, and one partition needs to know nothing of another.
+
+The record is a tombstone, so that no other reader takes it for a change; its key is of a schema of its own (`KEY`), in
+the framing of all keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from headrace.errors import DecodeError
+
+SUBJECT = "headrace.baseline"
+FIELD = "baseline"
+KEY: dict[str, Any] = {
+    "type": "record",
+    "name": "Baseline",
+    "namespace": "headrace",
+    "doc": "Rows of this partition whose newest event is before this offset are not in the source any more.",
+    "fields": [{"name": FIELD, "type": "long"}],
+}
+FIELDS = (FIELD,)
+
+
+def key(schema_id: int, offset: int) -> bytes:
+    """The key of the record that says so; `schema_id` is that of `KEY`. The inverse of `offset_of`."""
+    number, body = offset << 1, bytearray()
+    while number > 0x7F:
+        body.append(number & 0x7F | 0x80)
+        number >>= 7
+    body.append(number)
+    return b"\0" + schema_id.to_bytes(4, "big") + bytes(body)
+
+
+def offset_of(key: bytes) -> int:
+    """The offset in such a key. Raises `DecodeError`."""
+    number = 0
+    for place, byte in enumerate(key[5:15]):
+        number |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            if len(key) != 6 + place or number & 1:
+                break
+            return number >> 1
+    raise DecodeError("is not the key of a baseline", where=key.hex())
+
+
+def highest(keys: pa.BinaryArray) -> int:
+    """The highest offset of these keys. Raises `DecodeError`."""
+    return max(offset_of(one) for one in keys.to_pylist())
