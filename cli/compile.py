@@ -17,6 +17,7 @@ MODULES = (
     "headrace.kafka.encode",
     "headrace.keyindex",
     "schemas.codec.scalars",
+    "schemas.codec.numbers",
     "schemas.codec.decode_kernel",
     "schemas.codec.encode_kernel",
     "streams.steps.window",
