@@ -29,7 +29,8 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint  ## everything: style, types, layers, unit, property, integration, end to end
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/property tests/integration
+	$(BIN)/python -m pytest tests/e2e
 
 bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
 	$(BIN)/python -m benchmarks --write

@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from headrace.config import Settings
 from stack.testing import SessionStack
+
+# How long an example takes says how busy the machine is.
+hypothesis_settings.register_profile("headrace", deadline=None)
+hypothesis_settings.load_profile("headrace")
 
 
 @pytest.fixture(scope="session")

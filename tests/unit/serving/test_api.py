@@ -30,5 +30,6 @@ async def test_sql_tells_every_kind_of_value_and_errors_as_problems(tmp_path: Pa
         "columns": ["_key", "value", "n"],
         "rows": [["00ff", {"raw": "80"}, None]],
         "truncated": False,
+        "sources": {},
     }
     assert (bad.status_code, bad.headers["content-type"]) == (422, "application/problem+json")
