@@ -34,6 +34,7 @@ ROOTS = {
     ],
     "debezium-mariadb": [f"io.debezium:debezium-connector-mariadb:{versions.DEBEZIUM_MARIADB}"],
     "converter": [f"io.apicurio:apicurio-registry-utils-converter:{versions.CONVERTER}"],
+    "byteman": [f"org.jboss.byteman:byteman:{versions.BYTEMAN}"],
     "artemis": [
         f"org.apache.activemq:artemis-server:{versions.ARTEMIS}",
         f"org.apache.activemq:artemis-mqtt-protocol:{versions.ARTEMIS}",

@@ -8,6 +8,7 @@ DEBEZIUM = "3.6.1.Final"
 DEBEZIUM_MARIADB = "3.5.0.Final"  # the newest that Maven Central serves whole
 REGISTRY = "3.3.3"
 CONVERTER = "2.6.13.Final"
+BYTEMAN = "4.0.27"
 POSTGRES = "16.14"
 CONTRIB = "16.4.0"
 MARIADB = "11.4.5"

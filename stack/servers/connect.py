@@ -29,6 +29,18 @@ BROKER_ONLY = (
     "scala-",
 )
 PLUGINS = ("debezium", "debezium-mariadb", "converter")
+# Connect's `Struct.get` answers a column's default where the row has null. The converter has a switch against that
+# (AvroData.java, as Confluent's `ignore.default.for.nullables`) but no option to set it, so it is set as the class is
+# made. Where the switch is missing Byteman only logs it: docs/adr/0017-nulls-kept-by-a-switch.md.
+KEEP_NULLS = """\
+RULE keep a null in a nullable column that has a default
+CLASS io.apicurio.registry.utils.converter.avro.AvroData
+METHOD <init>(AvroDataConfig)
+AT EXIT
+IF TRUE
+DO $this.ignoreDefaultForNullables = TRUE
+ENDRULE
+"""
 
 
 def _converter(kind: str, registry: str) -> list[str]:
@@ -101,6 +113,7 @@ def prepare(place: Place) -> None:
     folder = place.data("connect")
     (folder / "log4j2.properties").write_text(LOGGING)
     (folder / "connect.properties").write_text(properties(place))
+    (folder / "nulls.btm").write_text(KEEP_NULLS)
     for plugin in PLUGINS:
         target = folder / "plugins" / plugin
         target.mkdir(parents=True, exist_ok=True)
@@ -121,7 +134,9 @@ def class_path(place: Place) -> str:
 
 def command(place: Place) -> list[str]:
     folder = place.data("connect")
-    start = place.java("connect", "512m", f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}")
+    (byteman,) = jars.paths("byteman", place.cache)
+    agent = f"-javaagent:{byteman}=script:{folder / 'nulls.btm'}"
+    start = place.java("connect", "512m", agent, f"-Dlog4j2.configurationFile={folder / 'log4j2.properties'}")
     main = "org.apache.kafka.connect.cli.ConnectDistributed"
     return [*start, "-cp", class_path(place), main, str(folder / "connect.properties")]
 
@@ -136,7 +151,7 @@ SERVER = Server(
     ports={"connect": 8083},
     after=("kafka",),
     early=True,  # its plugin scan takes longer than Kafka takes to start
-    jars=("kafka", *PLUGINS),
+    jars=("kafka", *PLUGINS, "byteman"),
     env=env,
     reserves=("mariadb",),  # so that it need not be restarted when one is added
     prepare=prepare,

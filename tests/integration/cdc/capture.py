@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from connectors.connect import Connect, Connector, load_connector
-from governance.verify.values import canonical, from_database
+from governance.verify.current import read_database
+from governance.verify.postgres import Forms
+from governance.verify.values import canonical
 from headrace.config import Settings
 from headrace.process import Lifecycle
 from schemas.names import table_name
@@ -74,17 +75,14 @@ class Capture:
         if found is None:
             return "there is no table yet"
         arrow = found.scan().to_arrow()
-        types = {column.name: str(column.type).removeprefix("large_") for column in arrow.schema}
-        with (
-            psycopg.connect(self.url, options="-c timezone=UTC") as db,
-            db.cursor(row_factory=psycopg.rows.dict_row) as cursor,
-        ):
-            rows = cursor.execute(sql.SQL("SELECT * FROM {}").format(sql.Identifier(name))).fetchall()
-            columns = [column.name for column in cursor.description or ()]
-        if missing := set(columns) - set(types):
-            return f"no column {', '.join(sorted(missing))}"
-        want = Counter(repr([from_database(row[c], types[c]) for c in columns]) for row in rows)
-        have = Counter(repr([canonical(v) for v in row.values()]) for row in arrow.select(columns).to_pylist())
+        database = read_database(self.url, "public", name)
+        assert database.types is not None
+        forms = Forms(database.types, {column.name: column.type for column in arrow.schema})
+        if absent := set(forms.types) - set(forms.lake):
+            return f"no column {', '.join(sorted(absent))}"
+        rows = arrow.select(list(forms.types)).to_pylist()
+        want = Counter(repr(forms.expected(row)) for row in database.rows)
+        have = Counter(repr(forms.held({c: canonical(v) for c, v in row.items()})) for row in rows)
         if want == have:
             return None
         missing, surplus = ([row[:300] for row in more][:3] for more in (want - have, have - want))

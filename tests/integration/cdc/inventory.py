@@ -114,8 +114,9 @@ def inventory(settings: Settings, server: str, connect_url: str, folder: Path) -
     _run(server, f"CREATE DATABASE {name}")
     try:
         own.execute(
-            "CREATE TABLE things (id bigint PRIMARY KEY, kind int, name varchar(60), price decimal(8, 2), "
-            "at datetime(6), seen timestamp(6) NULL, n int unsigned)",
+            "CREATE TABLE things (id bigint PRIMARY KEY, kind int, name varchar(60) DEFAULT 'none', "
+            "price decimal(8, 2) DEFAULT 1.25, at datetime(6) DEFAULT '2024-02-29', seen timestamp(6) NULL, "
+            "n int unsigned DEFAULT 5)",
             "CREATE TABLE moves (id bigint AUTO_INCREMENT PRIMARY KEY, thing bigint, amount int)",
             "CREATE TABLE notes (text varchar(60), n double)",
         )

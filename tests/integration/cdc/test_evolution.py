@@ -43,6 +43,8 @@ async def test_definitions_change_while_it_streams(settings: Settings, connect_u
                 "ADD COLUMN seen timestamptz DEFAULT '2024-01-02T03:04:05Z', ADD COLUMN ok boolean DEFAULT true",
                 "UPDATE things SET n = -n, rated = id WHERE id BETWEEN 4 AND 8",
                 "INSERT INTO things (id, rated, note) VALUES (100, 1, 'some')",
+                "INSERT INTO things (id, note, on_day, amount, seen, ok) VALUES (102, NULL, NULL, NULL, NULL, NULL)",
+                "UPDATE things SET note = NULL, amount = NULL, ok = NULL WHERE id IN (9, 100)",
             )
             await capture.equal("things")
             moved = await still_moving(capture, 0)
@@ -96,6 +98,42 @@ async def test_definitions_change_while_it_streams(settings: Settings, connect_u
         assert sorted(then, key=lambda r: r["id"]) == sorted(rows, key=lambda r: r["id"]), "old snapshots are readable"
         bronze = capture.landed("things", "bronze")
         assert len({(r["_kafka_partition"], r["_offset"]) for r in bronze}) == len(bronze)
+
+
+async def test_a_null_is_not_the_default_of_its_column(settings: Settings, connect_url: str, tmp_path: Path) -> None:
+    defaults = {"i": "int DEFAULT 5", "t": "text DEFAULT 'x'", "n": "numeric(6, 2) DEFAULT 1.25",
+                "d": "date DEFAULT '2024-02-29'", "u": "uuid DEFAULT 'f81d4fae-7dec-11d0-a765-00a0c91e6bf6'",
+                "b": "boolean DEFAULT true", "j": "jsonb DEFAULT '{}'"}  # fmt: skip
+    columns, nulls = ", ".join(f"{k} {v}" for k, v in defaults.items()), ", ".join(["NULL"] * len(defaults))
+    create = f"CREATE TABLE sparse (id int PRIMARY KEY, must int NOT NULL DEFAULT 7, {columns})"
+    insert = f"INSERT INTO sparse (id, {', '.join(defaults)}) VALUES"
+    set_null = f"UPDATE sparse SET {', '.join(f'{name} = NULL' for name in defaults)}"
+    with captured(settings, connect_url, tmp_path, create, f"{insert} (1, {nulls}), (2, {nulls})",
+                  "INSERT INTO sparse (id) VALUES (3), (4), (5)") as capture:  # fmt: skip
+        async with streaming(capture, connect_url):
+            await capture.equal("sparse")
+            capture.execute(
+                f"{insert} (6, {nulls})",
+                "INSERT INTO sparse (id) VALUES (7)",
+                f"{set_null} WHERE id = 3",
+                "UPDATE sparse SET must = 8 WHERE id = 2",
+                "DELETE FROM sparse WHERE id = 4",
+                "ALTER TABLE sparse REPLICA IDENTITY FULL",
+                f"{set_null} WHERE id = 5",
+                "UPDATE sparse SET must = 9 WHERE id = 5",
+                "DELETE FROM sparse WHERE id = 1",
+            )
+            await capture.equal("sparse")
+            assert capture.quarantined("sparse") == []
+        nothing = dict.fromkeys(defaults)
+        changes = [row for row in capture.landed("sparse", "bronze") if row["op"] != "r"]
+        seen = [(row["before"], row["after"]) for row in changes]
+        after = [{name: row[name] for name in defaults} for _, row in seen if row and row["id"] in (2, 3, 5, 6)]
+        assert after == [nothing] * 5, "as received, too"
+        (deleted,) = (row for row, now in seen if row and now is None and row["id"] == 1)
+        assert {name: deleted[name] for name in defaults} == nothing
+        assert deleted["must"] == 7
+        assert {row["source"] and row["source"]["snapshot"] for row in changes} == {None}
 
 
 async def still_moving(capture: Capture, before: int) -> int:

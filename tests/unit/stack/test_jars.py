@@ -52,6 +52,7 @@ def test_the_repository_lock_is_sound() -> None:
         "debezium",
         "debezium-mariadb",
         "converter",
+        "byteman",
         "registry",
         "artemis",
         "mariadb",

