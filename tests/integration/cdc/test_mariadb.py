@@ -95,7 +95,11 @@ async def test_a_table_that_is_truncated_again_and_again(own: Inventory, connect
             own.execute(f"INSERT INTO things VALUES {rows}")
             own.execute("FLUSH BINARY LOGS")
             own.execute("TRUNCATE TABLE things")
-        own.execute("INSERT INTO things (id) VALUES (7), (8), (9)")
+        own.execute(
+            "INSERT INTO things (id) VALUES (7), (8)",
+            f"INSERT INTO things VALUES (9, {', '.join(['NULL'] * 6)})",
+            "UPDATE things SET name = NULL, price = NULL, at = NULL, n = NULL WHERE id = 8",
+        )
         await until(lambda: {row["id"] for row in own.landed("things")} == {7, 8, 9})
         assert own.check("things").offences == []
         own.execute("TRUNCATE TABLE things")
