@@ -2,9 +2,9 @@
 
 A row's version is valid from the commit of the change that made it (`valid_from`) until that of the next one
 (`valid_to`, excluded; null while it lasts). A change ends the open version of its key: that row dies by a position
-delete and is written again with its end, beside the new version. Closed versions live in files of their own, which only
-what a truncation ends can touch (see `ends`). Repeats are dropped by position, progress is committed with the rows, and rows are refused, as in
-the current-state table, which is what the open versions are: one of each key.
+delete and is written again with its end, beside the new version. Closed versions live in files of their own, which
+only what a truncation ends can touch (see `ends`). Repeats are dropped by position, progress is committed with the
+rows, and rows are refused, as in the current-state table, which is what the open versions are: one of each key.
 
 What a commit costs: the open versions that it ends are read, and Parquet gives them by row groups. Changes all over a
 large table read most of its open rows; changes of recent rows few.
