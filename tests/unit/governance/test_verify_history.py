@@ -102,3 +102,9 @@ def test_tables_that_do_not_get_to_the_same_record_are_told(tmp_path, tables):
     land(tables[1], slice_of([event("c", 7, "x", 40)], len(EVENTS), schema=timed()))
     (offence,) = checked(tmp_path).offences
     assert "do not get to the same record: 6 and 7 in partition 0" in offence
+
+
+def test_a_history_that_is_not_there_is_told(tmp_path, tables):
+    tables[0].table.catalog.drop_table("silver.things_history")
+    (offence,) = checked(tmp_path).offences
+    assert "there is no table silver.things_history" in offence
