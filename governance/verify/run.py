@@ -14,6 +14,7 @@ from pathlib import Path
 from governance.verify.agents import check_agent
 from governance.verify.avro import Schemas
 from governance.verify.current import check_current
+from governance.verify.history import check_history
 from governance.verify.kafka import KafkaReader
 from governance.verify.kpis import check_kpis, flow_of
 from governance.verify.lake import Lake, Table
@@ -179,6 +180,9 @@ class Verification:
             )
 
         add(topic, f"{name} equals {schema}.{source}", check)
+        if contract and contract.storage and (history := contract.storage.history):
+            compare = partial(check_history, self.lake, topic, partitions, name, history, patience=self.patience)
+            add(topic, f"{history} is the history of {name}", compare)
 
     def _derived(self, add: Callable[..., None], contract: Contract, partitions: int) -> None:
         if contract.storage is None:

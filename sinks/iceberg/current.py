@@ -83,6 +83,7 @@ class CurrentTable(KeyedTable):
     _key_since = NOWHERE
     _partitions = 1
     _remaking: Change | None = None
+    _remade = False
 
     def open(self, source: Source) -> dict[int, int]:
         self._partitions = len(source.begin)
@@ -334,8 +335,12 @@ class CurrentTable(KeyedTable):
     def _finish_remaking(self) -> None:
         if self._remaking is not None and self._committer is not None:
             self._committer.commit(self._remaking)
-            self._opened(self._committer.table)
+            self._remade = True
         self._remaking = None
+        if self._remade:
+            # Reading may fail: what has been committed is not to be committed again then.
+            self._opened(self._existing)
+            self._remade = False
 
 
 def _snapshot(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:

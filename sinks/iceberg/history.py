@@ -2,9 +2,9 @@
 
 A row's version is valid from the commit of the change that made it (`valid_from`) until that of the next one
 (`valid_to`, excluded; null while it lasts). A change ends the open version of its key: that row dies by a position
-delete and is written again with its end, beside the new version. Closed versions live in files of their own, which no
-later change touches. Repeats are dropped by position, progress is committed with the rows, and rows are refused, as in
-the current-state table, which is what the open versions are: one of each key.
+delete and is written again with its end, beside the new version. Closed versions live in files of their own, which
+only what a truncation ends can touch (see `ends`). Repeats are dropped by position, progress is committed with the
+rows, and rows are refused, as in the current-state table, which is what the open versions are: one of each key.
 
 What a commit costs: the open versions that it ends are read, and Parquet gives them by row groups. Changes all over a
 large table read most of its open rows; changes of recent rows few.
@@ -21,41 +21,55 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyiceberg.catalog import Catalog
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask
 
 from headrace.asof import HISTORY_OF
 from schemas import envelope
 from schemas.envelope import Position
+from sinks.iceberg import progress
 from sinks.iceberg.applicable import full_identity, mask_of, writes
 from sinks.iceberg.build import KeyColumns
 from sinks.iceberg.commit import trouble
-from sinks.iceberg.compact import paths_of
 from sinks.iceberg.current import CurrentTable, refused
+from sinks.iceberg.ending import all_closed, ended, reopened
+from sinks.iceberg.ends import Ends
 from sinks.iceberg.follow import absent_filled
-from sinks.iceberg.history_rows import FROM, OP, OWN, TIME, TO, Events, Log, ended, filled, timed, unchanged
+from sinks.iceberg.history_rows import (
+    FROM,
+    OP,
+    OWN,
+    TIME,
+    TO,
+    Events,
+    Log,
+    confirmed,
+    filled,
+    micros,
+    places_of,
+    timed,
+)
 from sinks.iceberg.keyed import Merging, at_once
 from sinks.iceberg.livefiles import LiveFiles
-from sinks.iceberg.locations import file_of, position_of
-from sinks.iceberg.owned import Prepared
-from sinks.iceberg.parquet import FileWriter
+from sinks.iceberg.locations import file_of, locate, position_of
+from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.places import COLUMNS, Places
-from sinks.iceberg.rewrite import live_rows, rows_at
+from sinks.iceberg.rewrite import rows_at
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
-from sinks.iceberg.versions import BEFORE_ALL, NEVER, NONE, versions
+from sinks.iceberg.versions import NEVER, versions
 
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
 EVENTS = pa.array(["c", "r", "u", "d", "t"])
+UNPLACED = "a truncation without its place in the log: set provide.transaction.metadata=true in the connector"
 
 
 @dataclass(eq=False)
 class Closing(Merging):
-    """Open versions as `batches`, ended ones as `closed`; with a truncate, its time: all that are open end then."""
+    """Open versions as `batches`, ended ones as `closed`."""
 
-    truncated: int = 0
+    landed: bool = False
 
 
 class HistoryTable(CurrentTable):
@@ -75,14 +89,31 @@ class HistoryTable(CurrentTable):
         return KeyColumns(self.key, unless=TO)
 
     def _indexed(self, files: LiveFiles) -> dict[int, FileScanTask]:
-        return {number: task for number, task in files.by_number.items() if not self._all_closed(task)}
+        return {number: task for number, task in files.by_number.items() if not self._apart(task)}
 
     def _apart(self, task: FileScanTask) -> bool:
-        return self._all_closed(task)
+        return all_closed(self._existing, task)
 
-    def _all_closed(self, task: FileScanTask) -> bool:
-        nulls = task.file.null_value_counts or {}
-        return nulls.get(self._existing.schema().find_field(TO).field_id) == 0
+    def open(self, source: Source) -> dict[int, int]:
+        offsets = super().open(source)
+        self._finish_remaking()
+        return offsets
+
+    def commit(self, prepared: Prepared) -> None:
+        assert isinstance(prepared, Closing)
+        if not prepared.landed:
+            super().commit(prepared)
+            prepared.landed = True
+        self._finish_remaking()
+
+    def _finish_remaking(self) -> None:
+        """Also end what truncations and baselines end of the rows that are there: said in the commit that has their
+        records, done in one of its own, and again until a property says that it is."""
+        super()._finish_remaking()
+        wanted, done = (self.properties.get(p(self.topic)) for p in (progress.ends_property, progress.ended_property))
+        if wanted is not None and wanted != done:
+            state = {progress.ended_property(self.topic): wanted}
+            self._remake(lambda: ended(self._existing, Ends.parse(wanted), Ends.parse(done), state))
 
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         """As the current state does, but that each change counts, and a truncate is one of them."""
@@ -99,15 +130,25 @@ class HistoryTable(CurrentTable):
             if not envelope.is_envelope(part.batch.schema):
                 continue
             places = self._places(part, keep, rejects)
+            lost = keep & (places.high < 0) & mask_of(pc.equal(envelope.operations(part.batch), "t"))
+            self._refuse(part, [("position", lost, UNPLACED)], keep, rejects)
             fresh = self._fresh(part, places, keep, marks)
             dropped += int((keep & ~fresh).sum())
             parts += self._events(part, keep & fresh, places)
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
-        lost = {id(reject.slice) for reject in fitted.rejects}
-        parts = [c for c in parts if id(c.slice) not in lost]
+        refused_ = {id(reject.slice) for reject in fitted.rejects}
+        parts = [c for c in parts if id(c.slice) not in refused_]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
-        merging = self._ended(parts, fitted, rejects)
+        done = Ends.parse(self.properties.get(progress.ends_property(self.topic)))
+        ends = done
+        for c in parts:
+            times = micros(pa.chunked_array([c.rows.column(FROM)]))[c.truncates]
+            ends = ends.with_truncates(c.places.take(c.truncates), times)
+        ends = ends.with_baselines((p.partition, p.baseline, p.baseline_time * 1000) for p in slices if p.baseline_time)
+        merging = self._ended(parts, fitted, rejects, ends, done)
         merging.slices, merging.dropped, merging.state = slices, dropped, self._state(marks)
+        if ends != done:
+            merging.state[progress.ends_property(self.topic)] = str(ends)
         return merging
 
     def _applicable(self, part: Slice, rejects: list[Reject]) -> Mask:
@@ -120,12 +161,15 @@ class HistoryTable(CurrentTable):
         taken = sorted(set(OWN) & {f.name for f in part.batch.schema.field("after").type})
         if taken:
             rules.append(("columns", changes, f"the row has {', '.join(taken)}, which a history has of its own"))
+        self._refuse(part, rules, keep, rejects)
+        return keep
+
+    def _refuse(self, part: Slice, rules: list[tuple[str, Mask, str]], keep: Mask, rejects: list[Reject]) -> None:
         for rule, mask, reason in rules:
-            mask &= keep
+            mask = mask & keep
             if mask.any():
                 keep &= ~mask
                 rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
-        return keep
 
     def counted(self, rows: pa.Table) -> Mask:
         return mask_of(pc.is_null(rows.column(TO)))
@@ -152,92 +196,68 @@ class HistoryTable(CurrentTable):
         truncates = mask_of(pc.equal(op, "t"))
         return [Events(part, after, present, self._keys(batch, present), places, going, created, None, truncates)]
 
-    def _ended(self, parts: list[Events], fitted: Prepared, rejects: list[Reject]) -> Closing:
-        """All changes of the batch as versions; truncates are among the changes."""
+    def _ended(self, parts: list[Events], fitted: Prepared, rejects: list[Reject], ends: Ends, done: Ends) -> Closing:
+        """All changes of the batch as versions. Those that the table has of their keys end by changes in the same
+        commit, the others, by what `ends` has beyond `done`, in the next."""
         merging = Closing(fitted.slices, fitted.columns, [], fitted.rejects + rejects)
         if not sum(len(c.present) for c in parts):
             return merging
-        log = Log.of(parts, fitted.columns)
+        log = Log.of(parts, fitted.columns, ends)
         if not self.key:
-            self._keyless(merging, log)
+            end = np.maximum(log.times, ends.left(log.sequence.epochs))
+            merging.batches = timed(log.rows, log.times, end).filter(pa.array(log.present)).to_batches()
             return merging
-        with trouble(self.name):
-            stored, at = self._stored(log)
-        rows, unknown = filled(log, fit_rows(stored, fitted.columns), at)
+        locations, stored = np.empty(0, np.int64), log.rows.schema.empty_table()
+        if self.table is not None:
+            with trouble(self.name):
+                locations = self._locations(log, ends, done)
+                stored = fit_rows(self._stored(locations), fitted.columns) if len(locations) else stored
+        # Of one key and epoch in their order.
+        order = np.argsort(stored.column("_offset").to_numpy(), kind="stable")
+        stored, locations = stored.take(pa.array(order)), locations[order]
+        keys = self.key_columns.keys(stored)
+        log = log.behind(stored, keys, ends.epochs(places_of(stored), ends.first_new(done)))
+        log, unknown = filled(log)
         reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
         merging.rejects += refused(list(parts), log.rows_of_batch[unknown], self.stage, "value", reason)
-        keep = ~unknown & ~unchanged(log, rows, stored, at)
-        log, rows, at = log.kept(keep, rows), rows.filter(pa.array(keep)), at[keep]
-        since = np.full(len(at), BEFORE_ALL)
-        begins = stored.column(FROM).cast(pa.int64()).to_numpy()
-        since[at >= 0] = begins[at[at >= 0]]
-        # A key's versions refer to what the table has, whichever of its changes comes first.
-        made = versions(log.sequence, log.times, log.present, log.truncates, since)
-        fresh = timed(rows.take(pa.array(made.write)), made.begin, made.end)
-        open_ = np.flatnonzero(made.end == NEVER)
-        ended = np.flatnonzero(made.closing)
-        old = timed(fit_rows(stored.take(pa.array(at[ended])), fitted.columns), since[ended], made.ends[ended])
-        closed = pa.concat_tables([old, fresh.filter(pa.array(made.end != NEVER))])
+        log = confirmed(log.kept(~unknown))
+        begin, end = versions(log.sequence, log.times, log.present, ends.left(log.sequence.epochs))
+        before = micros(stored.column(TO))
+        old = np.flatnonzero(log.origins >= 0)
+        same = old[end[old] == before[log.origins[old]]]
+        dying = np.ones(len(stored), np.bool_)
+        dying[log.origins[same]] = False
+        write = log.present.copy()
+        write[same] = False
+        fresh = timed(log.rows, begin, end)
+        open_ = np.flatnonzero(write & (end == NEVER))
         merging.batches = fresh.take(pa.array(open_)).to_batches()
-        merging.keys = log.keys.take(made.write[open_])
-        merging.touched = log.keys.take(ended)
-        merging.closed = closed.to_batches()
-        self._note_truncate(merging, log)
+        merging.keys = log.keys.take(open_)
+        merging.touched = keys.take(np.flatnonzero(dying & (before == NEVER)))
+        merging.dying = locations[dying & (before != NEVER)]
+        merging.closed = fresh.filter(pa.array(write & (end != NEVER))).to_batches()
         return merging
 
-    def _keyless(self, merging: Closing, log: Log) -> None:
-        """Every row that comes is a version; it ends when the table is emptied."""
-        left = np.concatenate((log.truncates, [NEVER]))[log.sequence.epochs]
-        write = np.flatnonzero(log.present)
-        rows = timed(log.rows.take(pa.array(write)), log.times[write], np.maximum(left, log.times)[write])
-        merging.batches = rows.to_batches()
-        self._note_truncate(merging, log)
+    def _locations(self, log: Log, ends: Ends, done: Ends) -> Int64:
+        """Where the versions of the keys that change are: open ones, and those that a truncation has ended which is
+        later than one of the changes."""
+        found = [self._index.locations(log.keys)]
+        passed = int(ends.epochs(done.last, 0)[0]) if done.truncates else 0
+        late = np.flatnonzero(log.sequence.epochs < passed)
+        if len(late):
+            keys, since = log.keys.take(late), int(ends.times[:passed].min())
+            for number, task in self._files.by_number.items():
+                found.append(locate(number, reopened(self._existing, task, self.key, keys, done, since)))
+        locations = np.unique(np.concatenate(found))
+        return locations[locations >= 0]
 
-    def _note_truncate(self, merging: Closing, log: Log) -> None:
-        if len(log.truncates) and self.table is not None:
-            merging.truncate, merging.truncated = True, int(log.truncates[0])
-
-    def _stored(self, log: Log) -> tuple[pa.Table, Int64]:
-        """The open rows that the table has of the keys that change before any truncate; and, for each change, which of
-        them is its key's (`NONE` where it has none, and behind a truncate)."""
-        at = np.full(len(log.times), NONE)
-        if self.table is None:
-            return log.rows.schema.empty_table(), at
-        early = np.flatnonzero(log.sequence.epochs == 0)
-        locations = self._index.locations(log.keys.take(early))
-        wanted, place = np.unique(locations, return_inverse=True)
-        absent = int((wanted < 0).sum())
-        at[early] = np.where(locations < 0, NONE, place - absent)
-        wanted = wanted[absent:]
-        numbers, starts = np.unique(file_of(wanted), return_index=True)
-        groups = zip(numbers.tolist(), np.split(position_of(wanted), starts[1:]), strict=False)
+    def _stored(self, locations: Int64) -> pa.Table:
+        """The rows there."""
+        numbers, starts = np.unique(file_of(locations), return_index=True)
+        groups = zip(numbers.tolist(), np.split(position_of(locations), starts[1:]), strict=False)
         table = self._existing
 
         def read(group: tuple[int, Int64]) -> pa.Table:
             return rows_at(table, self._files[group[0]].file, group[1])
 
-        found = at_once(read, groups) if len(wanted) else []
-        return pa.concat_tables(found) if found else log.rows.schema.empty_table(), at
-
-    def _empty(self, prepared: Merging, writer: FileWriter) -> tuple[frozenset[str], list[DataFile]]:
-        """Files with open versions are written again with all of them ended, but for those that end otherwise."""
-        assert isinstance(prepared, Closing)
-        table = self._existing
-        files = self._files if self.key else LiveFiles(table.scan().plan_files())
-        dying = self._index.locations(prepared.touched) if self.key else np.empty(0, np.int64)
-        dying = dying[dying >= 0]
-        chosen = self._indexed(files)
-        made = []
-        for number, task in chosen.items():
-            pieces = live_rows(table, task, position_of(dying[file_of(dying) == number]))
-            first = next(pieces, None)
-            if first is None:
-                continue
-            partition = replace(writer, spec=table.specs()[task.file.spec_id])
-            first = ended(first, prepared.truncated, writer.arrow)
-            with partition.open(first) as out:
-                out.write(first)
-                for rows in pieces:
-                    out.write(ended(rows, prepared.truncated, writer.arrow))
-            made.append(out.file)
-        return paths_of(list(chosen.values())), made
+        return pa.concat_tables(at_once(read, groups))

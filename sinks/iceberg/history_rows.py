@@ -14,7 +14,8 @@ from schemas import envelope
 from sinks.iceberg.applicable import mask_of
 from sinks.iceberg.changes import join
 from sinks.iceberg.current import Changes
-from sinks.iceberg.places import COLUMNS
+from sinks.iceberg.ends import Ends
+from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import COORDINATES
 from sinks.iceberg.versions import NEVER, NONE, Sequence, sequence
@@ -26,6 +27,8 @@ FROM, TO, OP = "valid_from", "valid_to", "_op"
 TIME = pa.timestamp("us", "UTC")
 # Columns that a history has beside those of the row.
 OWN = (FROM, TO, OP, *COORDINATES.names, *COLUMNS.names)
+# What says when a stored row ends.
+PLACED = (*COORDINATES.names[:2], *COLUMNS.names, FROM, TO)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,89 +40,95 @@ class Events(Changes):
 
 @dataclass(frozen=True)
 class Log:
-    """Changes of a batch but truncates, one after the other: rows in the table's columns, keys, times.
+    """Rows of changes, but truncations, in the table's columns: first the versions that the table has of their keys.
 
-    `rows_of_batch` numbers them among all events. `truncates` are times; `sequence.epochs` says how many came before.
+    `origins` numbers those versions, `NONE` for changes; `rows_of_batch` numbers changes among all events.
     """
 
     rows: pa.Table
     keys: Keys
     times: Int64
     present: Mask
-    snapshot: Mask
+    origins: Int64
     rows_of_batch: Int64
-    truncates: Int64
     sequence: Sequence
 
     @classmethod
-    def of(cls, parts: list[Events], columns: pa.Schema) -> Log:
+    def of(cls, parts: list[Events], columns: pa.Schema, ends: Ends) -> Log:
         rows = pa.concat_tables([fit_rows(c.rows, columns) for c in parts])
-        truncate = np.concatenate([c.truncates for c in parts])
-        times = rows.column(FROM).cast(pa.int64()).to_numpy()
-        changes = np.flatnonzero(~truncate)
-        keys = join([c.keys for c in parts]).take(changes)
-        epochs = np.cumsum(truncate)[changes]
-        rows = rows.take(pa.array(changes))
+        changes = np.flatnonzero(~np.concatenate([c.truncates for c in parts]))
+        rows, keys = rows.take(pa.array(changes)), join([c.keys for c in parts]).take(changes)
+        epochs = np.concatenate([ends.epochs(c.places, len(ends.truncates)) for c in parts])[changes]
         return cls(
             rows=rows,
             keys=keys,
-            times=times[changes],
+            times=micros(rows.column(FROM)),
             present=np.concatenate([c.present for c in parts])[changes],
-            snapshot=mask_of(pc.equal(rows.column(OP), "r")),
+            origins=np.full(len(changes), NONE),
             rows_of_batch=changes,
-            truncates=times[truncate],
             sequence=sequence(keys, epochs),
         )
 
-    def kept(self, keep: Mask, rows: pa.Table) -> Log:
-        """The same without some changes, with these rows."""
+    def behind(self, rows: pa.Table, keys: Keys, epochs: Int64) -> Log:
+        """Behind versions that the table has."""
+        n, keys = len(rows), join([keys, self.keys])
+        return Log(
+            rows=pa.concat_tables([fit_rows(rows, self.rows.schema), self.rows]),
+            keys=keys,
+            times=np.concatenate([micros(rows.column(FROM)), self.times]),
+            present=np.concatenate([np.ones(n, np.bool_), self.present]),
+            origins=np.concatenate([np.arange(n), self.origins]),
+            rows_of_batch=np.concatenate([np.full(n, NONE), self.rows_of_batch]),
+            sequence=sequence(keys, np.concatenate([epochs, self.sequence.epochs])),
+        )
+
+    def kept(self, keep: Mask) -> Log:
+        """The same without some."""
         if keep.all():
-            return replace(self, rows=rows)
+            return self
         keys = self.keys.take(keep)
-        return replace(
-            self,
-            rows=rows.filter(pa.array(keep)),
+        return Log(
+            rows=self.rows.filter(pa.array(keep)),
             keys=keys,
             times=self.times[keep],
             present=self.present[keep],
-            snapshot=self.snapshot[keep],
+            origins=self.origins[keep],
             rows_of_batch=self.rows_of_batch[keep],
             sequence=sequence(keys, self.sequence.epochs[keep]),
         )
 
 
-def filled(log: Log, stored: pa.Table, at: Int64) -> tuple[pa.Table, Mask]:
-    """The rows with values that were not sent (TOAST) as they were before: of the key's previous change, or as stored.
-    And which changes lack one that nobody knows."""
-    rows, unknown = log.rows, np.zeros(len(at), np.bool_)
+def filled(log: Log) -> tuple[Log, Mask]:
+    """With values that were not sent (TOAST) as they were before. And which changes lack one that nobody knows."""
+    rows, unknown = log.rows, np.zeros(len(log.times), np.bool_)
     for number in range(rows.num_columns):
         values = rows.column(number).combine_chunks()
         lacking = mask_of(envelope.unavailable_mask(values)) & log.present
         if not lacking.any():
             continue
-        source = log.sequence.last_marked(log.present & ~lacking)
-        known = np.where(at >= 0, len(values) + at, NONE)
-        source = np.where(source >= 0, source, np.where(log.present, known, np.arange(len(values))))
+        source = np.where(lacking, log.sequence.last_marked(log.present & ~lacking), np.arange(len(values)))
         unknown |= source < 0
-        both = pa.chunked_array([values, *stored.column(number).chunks], values.type)
-        rows = rows.set_column(number, rows.schema.field(number), both.take(pa.array(np.maximum(source, 0))))
-    return rows, unknown
+        rows = rows.set_column(number, rows.schema.field(number), values.take(pa.array(np.maximum(source, 0))))
+    return replace(log, rows=rows), unknown
 
 
-def unchanged(log: Log, rows: pa.Table, stored: pa.Table, at: Int64) -> Mask:
-    """Rows of a snapshot that say what is known already."""
-    unchanged = np.zeros(len(at), np.bool_)
+def confirmed(log: Log) -> Log:
+    """Rows of a snapshot that say what is known already take the place of the version that says it, which keeps its
+    beginning and what made it: its newest event is the snapshot's."""
     before = log.sequence.previous()
-    read = np.flatnonzero(log.snapshot)
-    for candidates, table, place in (
-        (read[before[read] >= 0], rows, before),
-        (read[(before[read] < 0) & (at[read] >= 0)], stored, at),
-    ):
-        mine = candidates[log.present[before[candidates]]] if table is rows else candidates
-        if len(mine):
-            new, old = rows.take(pa.array(mine)), fit_rows(table.take(pa.array(place[mine])), rows.schema)
-            unchanged[mine] = _same(new, old)
-    return unchanged
+    read = np.flatnonzero(mask_of(pc.equal(log.rows.column(OP), "r")) & (log.origins < 0) & (before >= 0))
+    read = read[log.present[before[read]]]
+    read = read[_same(log.rows.take(pa.array(read)), log.rows.take(pa.array(before[read])))]
+    if not len(read):
+        return log
+    again, superseded = np.zeros((2, len(before)), np.bool_)
+    again[read], superseded[before[read]] = True, True
+    root = np.where(again, log.sequence.last_marked(~again), np.arange(len(before)))
+    rows = log.rows
+    for name in (FROM, OP):
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), rows.column(name).take(pa.array(root)))
+    return replace(log, rows=rows, times=log.times[root]).kept(~superseded)
 
 
 def _same(left: pa.Table, right: pa.Table) -> Mask:
@@ -147,9 +156,19 @@ def timed(rows: pa.Table, begin: Int64, end: Int64) -> pa.Table:
     return rows
 
 
-def ended(rows: pa.Table, time: int, schema: pa.Schema) -> pa.Table:
-    """The open ones of these rows ended at a time, in the columns of `schema`."""
-    rows = fit_rows(rows, schema)
-    end = pc.max_element_wise(rows.column(FROM).cast(pa.int64()), time).cast(TIME)
-    at = rows.schema.get_field_index(TO)
-    return rows.set_column(at, rows.schema.field(at), pc.coalesce(rows.column(TO), end))
+def micros(times: pa.ChunkedArray) -> Int64:
+    """Times in µs since the epoch; null is `NEVER`."""
+    found: Int64 = pc.fill_null(times.cast(pa.int64()), NEVER).to_numpy()
+    return found
+
+
+def places_of(rows: pa.Table) -> Places:
+    """Where the changes that made stored rows are in the source's log."""
+    return Places(*(pc.fill_null(rows.column(name), -1).to_numpy() for name in COLUMNS.names))
+
+
+def ends_of(rows: pa.Table, ends: Ends, unplaced: int) -> Int64:
+    """When stored rows end (see `Ends.of_rows`); they need the columns `PLACED` alone."""
+    partitions, offsets = (rows.column(name).to_numpy() for name in COORDINATES.names[:2])
+    begin, end = micros(rows.column(FROM)), micros(rows.column(TO))
+    return ends.of_rows(places_of(rows), partitions, offsets, begin, end, unplaced)

@@ -58,8 +58,9 @@ _Result = TypeVar("_Result")
 class Merging(Prepared):
     """Rows to write with their keys (and versions), and all keys whose present rows die; or all rows, by a truncate.
 
-    `closed` are rows to write that no entry of the index leads to. `written` are the files of the rows, `loose` those
-    of the others, `deletes` those of the rows that die, by the number of the file they are in.
+    `closed` are rows to write that no entry of the index leads to, `dying` are locations of such rows that die.
+    `written` are the files of the rows, `loose` those of the others, `deletes` those of the rows that die, by the
+    number of the file they are in.
     `dead` are rows of a table without a key that die, by file.
     """
 
@@ -68,6 +69,7 @@ class Merging(Prepared):
     versions: Int64 | None = None
     truncate: bool = False
     closed: list[pa.RecordBatch] = field(default_factory=list)
+    dying: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     dead: Sequence[tuple[DataFile, Int64]] = ()
     written: list[Written] = field(default_factory=list)
     loose: list[DataFile] = field(default_factory=list)
@@ -163,10 +165,11 @@ class KeyedTable(OwnedTable):
             prepared.loose = [written.file for written in writer.write(closed)]
         removed: frozenset[str] = frozenset()
         if prepared.truncate:
-            removed, files = self._empty(prepared, writer)
-            prepared.loose += files
+            files = self._files if self.key else LiveFiles(self._existing.scan().plan_files())
+            removed = files.paths()
         elif self.key:
-            prepared.deletes = self._write_deletes(writer, self._index.locations(prepared.touched))
+            locations = self._index.locations(prepared.touched)
+            prepared.deletes = self._write_deletes(writer, np.concatenate([locations, prepared.dying]))
         else:
             prepared.deletes = dict(enumerate(writer.write_deletes(file, rows) for file, rows in prepared.dead))
         operation = Operation.APPEND
@@ -182,11 +185,6 @@ class KeyedTable(OwnedTable):
             columns=evolution.columns,
             schema=evolution.schema,
         )
-
-    def _empty(self, prepared: Merging, writer: FileWriter) -> tuple[frozenset[str], list[DataFile]]:
-        """What a truncate removes, and the files that come instead."""
-        files = self._files if self.key else LiveFiles(self._existing.scan().plan_files())
-        return files.paths(), []
 
     def _write_deletes(self, writer: FileWriter, locations: Int64) -> dict[int, DataFile]:
         dead = np.unique(locations[locations >= 0])

@@ -3,10 +3,11 @@
 One property per topic and partition (a shared value would let two writers overwrite each other):
 `headrace.offset.<topic>.<partition>` the next offset to read; `headrace.position.<topic>.<partition>` the highest log
 position of a change topic; `headrace.floor.<topic>` the position below which none of its rows is live;
-`headrace.key-since.<topic>` the first position under the present key; `headrace.source.<topic>.<partition>.<lane>` the
-highest source offset of a derived topic; `headrace.identity.<topic>` the cluster and topic id that the offsets belong
-to; `headrace.gap.<topic>.<partition>` the records that the table never got: `before` it existed, or lost with the
-decision still `open` or `accepted`.
+`headrace.ends.<topic>` the truncations and baselines that a history has met, `headrace.ended.<topic>` those that its
+rows have (see `ends`); `headrace.key-since.<topic>` the first position under the present key;
+`headrace.source.<topic>.<partition>.<lane>` the highest source offset of a derived topic; `headrace.identity.<topic>`
+the cluster and topic id that the offsets belong to; `headrace.gap.<topic>.<partition>` the records that the table never
+got: `before` it existed, or lost with the decision still `open` or `accepted`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ def position_property(topic: str, partition: int) -> str:
 
 def floor_property(topic: str) -> str:
     return f"headrace.floor.{topic}"
+
+
+def ends_property(topic: str) -> str:
+    return f"headrace.ends.{topic}"
+
+
+def ended_property(topic: str) -> str:
+    return f"headrace.ended.{topic}"
 
 
 def key_since_property(topic: str) -> str:
@@ -66,10 +75,11 @@ def source_watermarks(properties: Properties, topic: str, partition: int) -> dic
 def progress_properties(properties: Properties, topic: str) -> list[str]:
     """Names of everything remembered about a topic, for a table that starts over with a new one."""
     kinds = ("offset", "position", "source", "gap")
+    whole = (identity_property, floor_property, ends_property, ended_property, key_since_property)
     return [
         name
         for name in properties
-        if name in (identity_property(topic), floor_property(topic), key_since_property(topic))
+        if name in {name_of(topic) for name_of in whole}
         or any(name.startswith(f"headrace.{kind}.{topic}.") for kind in kinds)
     ]
 

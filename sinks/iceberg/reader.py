@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,18 @@ class TopicReader:
         if not self._with_keys:
             return [self._slice(chunk, start, None, None)]
         slices = []
-        parts, begins = self._by_schema(chunk)
-        for part, key, value in parts:
-            slices.append(self._slice(part, start, key, value, begins))
+        marks = self._baselines(chunk)
+        begins = baseline.highest(chunk.keys.filter(pa.array(marks))) if marks.any() else 0
+        said = int(chunk.offsets[marks][-1]) if marks.any() else -1
+        for part, key, value in self._by_schema(chunk):
+            piece = self._slice(part, start, key, value)
+            record = np.flatnonzero(part.offsets == said)
+            written = int(part.timestamps[record[0]]) if len(record) else 0
+            slices.append(replace(piece, baseline=begins, baseline_time=written))
             start = part.next_offset
         return slices
 
-    def _slice(self, chunk: Chunk, start: int, key: bytes | None, value: bytes | None, begins: int = 0) -> Slice:
+    def _slice(self, chunk: Chunk, start: int, key: bytes | None, value: bytes | None) -> Slice:
         decoder = self._decoders.get(value)
         if decoder is None:
             decoder = self._decoders[value] = ChunkDecoder(self._schema_of)
@@ -67,28 +73,29 @@ class TopicReader:
             reasons=tuple(decoded.reasons),
             key_fields=self._fields(key) if self._with_keys else None,
             schema=self._schema(value),
-            baseline=begins,
         )
 
-    def _by_schema(self, chunk: Chunk) -> tuple[list[tuple[Chunk, bytes | None, bytes | None]], int]:
-        """Runs of one schema each, with the headers of key and value, and the highest baseline of all, 0 for none. What
-        has none, as tombstones, baselines and keys of truncations, or names an unknown schema, goes with its
-        neighbours."""
+    def _baselines(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
+        """Which records are baselines."""
+        headers = pc.binary_slice(chunk.keys, 0, 5)
+        marks = [h for h in pc.unique(headers).to_pylist() if self._fields(h) == baseline.FIELDS]
+        found: npt.NDArray[np.bool_] = pc.is_in(headers, pa.array(marks, headers.type)).to_numpy(zero_copy_only=False)
+        return found
+
+    def _by_schema(self, chunk: Chunk) -> list[tuple[Chunk, bytes | None, bytes | None]]:
+        """Runs of one schema each, with the headers of key and value. What has none, as tombstones, baselines and keys
+        of truncations, or names an unknown schema, goes with its neighbours."""
         keys, key_of = _headers(chunk.keys, lambda header: self._fields(header) != baseline.FIELDS)
-        begins = 0
-        if marks := [header for header in keys if self._fields(header) == baseline.FIELDS]:
-            begins = baseline.highest(chunk.keys.filter(pc.is_in(pc.binary_slice(chunk.keys, 0, 5), pa.array(marks))))
         values, value_of = _headers(chunk.values, lambda header: self._schema(header) is not None)
         changes = np.r_[True, (np.diff(key_of) != 0) | (np.diff(value_of) != 0)]
         if len(chunk) == 0 or changes.sum() == 1:
             whole = slice(0, 1)
-            return [(chunk, _at(keys, key_of[whole]), _at(values, value_of[whole]))], begins
+            return [(chunk, _at(keys, key_of[whole]), _at(values, value_of[whole]))]
         starts = np.flatnonzero(changes)
-        parts = [
+        return [
             (chunk.slice(int(s), int(e - s)), _at(keys, key_of[s : s + 1]), _at(values, value_of[s : s + 1]))
             for s, e in zip(starts, [*starts[1:], len(chunk)], strict=True)
         ]
-        return parts, begins
 
     def _schema(self, header: bytes | None) -> dict[str, Any] | None:
         """The schema that a value's first bytes name; None when they name none that is known."""

@@ -77,7 +77,7 @@ def raised(table: Table, floor: Position, properties: Mapping[str, str]) -> Chan
     below, mixed = [], []
     for task in table.scan().plan_files():
         nulls = (task.file.null_value_counts or {}).get(number, 1) if number else task.file.record_count
-        low, high = (_bound(bounds, number) for bounds in (task.file.lower_bounds, task.file.upper_bounds))
+        low, high = (bound(bounds, number) for bounds in (task.file.lower_bounds, task.file.upper_bounds))
         if nulls == task.file.record_count or (high is not None and high < floor.high):
             below.append(task)
         elif nulls or low is None or low <= floor.high:
@@ -86,6 +86,7 @@ def raised(table: Table, floor: Position, properties: Mapping[str, str]) -> Chan
     return replace(change, removed=change.removed | paths_of(below))
 
 
-def _bound(bounds: Mapping[int, bytes] | None, number: int | None) -> int | None:
+def bound(bounds: Mapping[int, bytes] | None, number: int | None) -> int | None:
+    """Of a column of integers, or of times as such."""
     found = (bounds or {}).get(number) if number else None
     return None if found is None else int(from_bytes(LongType(), found))

@@ -30,7 +30,8 @@ class Slice:
     that decoded, `rows` says which records those are; `nulls` are tombstones, `bad` those that did not decode, with a
     reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known;
     `schema` is the writer's schema of the values, where all have the same. `baseline`: the offset that such a record
-    among these says (schemas/baseline.py), 0 for none.
+    among these, or among others of their chunk, says (schemas/baseline.py), 0 for none; `baseline_time`: when the last
+    such record was written (ms), where it is among these.
     """
 
     topic: str
@@ -49,6 +50,7 @@ class Slice:
     key_fields: tuple[str, ...] | None = None
     schema: Mapping[str, Any] | None = None
     baseline: int = 0
+    baseline_time: int = 0
 
     def __len__(self) -> int:
         return len(self.offsets)

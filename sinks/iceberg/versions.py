@@ -19,25 +19,23 @@ Mask = npt.NDArray[np.bool_]
 
 NEVER = np.iinfo(np.int64).max
 NONE = -1
-BEFORE_ALL = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Changes sorted by key, those of a key in their order: `order[i]` is the change at place i.
+    """Changes sorted by key, then by epoch, those of both in their order: `order[i]` is the change at place i.
 
-    `first[i]`: it is the key's first; `alone[i]`: the key's first since a truncate, of which `epochs` counts those
-    before each change.
+    `epochs` says how many truncations were before each change in the source's log. `alone[i]`: the change at place i is
+    its key's first since a truncation.
     """
 
     order: Int64
-    first: Mask
     alone: Mask
     epochs: Int64
 
     def last_marked(self, marked: Mask) -> Int64:
-        """For each change the last one up to it, itself included, of its key and since the last truncate that is
-        marked; `NONE` without one. By changes in their own order."""
+        """For each change the last one up to it, itself included, of its key and epoch that is marked; `NONE` without
+        one. By changes in their own order."""
         places = np.where(marked[self.order], np.arange(len(self.order)), NONE)
         starts = np.maximum.accumulate(np.where(self.alone, np.arange(len(self.order)), 0))
         last = np.maximum.accumulate(places)
@@ -47,60 +45,38 @@ class Sequence:
         return out
 
     def previous(self) -> Int64:
-        """For each change the one before it, of its key and since the last truncate; else `NONE`."""
+        """For each change the one before it, of its key and epoch; else `NONE`."""
         out = np.empty(len(self.order), np.int64)
         out[self.order] = np.where(self.alone, NONE, np.concatenate(([NONE], self.order[:-1]))[: len(self.order)])
         return out
 
 
 def sequence(keys: Keys, epochs: Int64) -> Sequence:
-    """Changes by key. `epochs` never falls: how many truncates were before each change."""
-    order = np.lexsort((keys.low, keys.high))
-    sorted_ = keys.take(order)
-    first = np.ones(len(keys), np.bool_)
-    first[1:] = (sorted_.high[1:] != sorted_.high[:-1]) | (sorted_.low[1:] != sorted_.low[:-1])
-    alone = first.copy()
-    alone[1:] |= np.diff(epochs[order]) != 0
-    return Sequence(order, first, alone, epochs)
+    """Changes by key and epoch."""
+    order = np.lexsort((epochs, keys.low, keys.high))
+    sorted_, of = keys.take(order), epochs[order]
+    alone = np.ones(len(keys), np.bool_)
+    alone[1:] = (sorted_.high[1:] != sorted_.high[:-1]) | (sorted_.low[1:] != sorted_.low[:-1]) | (of[1:] != of[:-1])
+    return Sequence(order, alone, epochs)
 
 
-@dataclass(frozen=True)
-class Versions:
-    """`write`: changes that leave a row, ascending, with the time from and until which it is valid (`NEVER` ends).
+def versions(changes: Sequence, times: Int64, present: Mask, left: Int64) -> tuple[Int64, Int64]:
+    """From and until when the row that each change leaves is valid; `NEVER` where it still is.
 
-    `closing[i]`: change i is the first of its key since the table's state, and ends the row that the table has; `ends`
-    says when.
+    `times[i]` and `present[i]`: when change i was, and whether it leaves a row; `left[i]`: when what is left
+    open in its epoch ends.
     """
-
-    write: Int64
-    begin: Int64
-    end: Int64
-    closing: Mask
-    ends: Int64
-
-
-def versions(changes: Sequence, times: Int64, present: Mask, truncates: Int64, stored: Int64) -> Versions:
-    """Versions that changes make. `times[i]` and `present[i]`: when change i was, and whether it leaves a row.
-
-    `truncates` are the times of truncates, in order. `stored[i]`: since when the row of change i's key is valid that
-    the table has, the smallest int64 when it has none.
-    """
-    n = len(times)
     order = changes.order
     # A version that follows another one does not begin before it.
     alone = changes.alone.copy()
     alone[1:] |= ~present[order][:-1]
-    known = np.where(changes.first, stored[order], BEFORE_ALL)
-    begin = _highest_so_far(np.maximum(times[order], known), alone)
-    end = np.full(n, NEVER)
-    end[:-1] = np.where(changes.alone[1:], NEVER, begin[1:])
-    emptied = np.flatnonzero((end == NEVER) & (changes.epochs[order] < len(truncates)))
-    end[emptied] = np.maximum(begin[emptied], truncates[changes.epochs[order][emptied]])
-    out_begin, out_end, first = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.bool_)
-    out_begin[order], out_end[order], first[order] = begin, end, changes.first
-    write = np.flatnonzero(present)
-    closing = first & (stored != BEFORE_ALL)
-    return Versions(write, out_begin[write], out_end[write], closing, np.where(closing, out_begin, NEVER))
+    begin = _highest_so_far(times[order], alone)
+    end = np.maximum(begin, left[order])
+    follows = np.flatnonzero(~changes.alone)
+    end[follows - 1] = begin[follows]
+    out_begin, out_end = np.empty_like(begin), np.empty_like(end)
+    out_begin[order], out_end[order] = begin, end
+    return out_begin, out_end
 
 
 def _highest_so_far(values: Int64, first: Mask) -> Int64:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ TIMED = pa.schema(
     ]
 )
 # Operations, where "x" stands for an update that does not send its unchanged name.
+PARTITIONS = 2
+MOST = st.tuples(*[st.integers(0, 12)] * PARTITIONS)
 CHANGE = st.tuples(st.integers(0, 5), st.sampled_from("cuuxdr"), st.sampled_from("ab"), st.integers(-2, 3))
 
 
@@ -98,16 +101,17 @@ def without_repeats(events: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class History(RuleBasedStateMachine):
-    """One partition's log, its history and its current state. After each landing the history is what the oracle makes
-    of the log, its open versions are the current state's rows, and no record has left two versions."""
+    """A log in two partitions, its history and its current state. After each landing the history is what the oracle
+    makes of the log, its open versions are the current state's rows, and no record has left two versions."""
 
     @initialize()
     def start(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.catalog = catalog_in(self.folder)
-        self.log: list[dict[str, Any]] = []
+        self.log: list[list[dict[str, Any]]] = [[] for _ in range(PARTITIONS)]
         self.lsn = 0
         self.time = 1000
+        self.truncated = 0
         self.alive: set[int] = set()
         self.restart()
 
@@ -119,49 +123,57 @@ class History(RuleBasedStateMachine):
     @rule(events=st.lists(CHANGE, min_size=1, max_size=10))
     def changes(self, events: list[tuple[int, str, str, int]]) -> None:
         for key, op, name, later in events:
-            if op in "ux" and key not in self.alive:
+            if op in "uxr" and key not in self.alive:
                 op = "c"
             self.lsn += 1
             # Clocks go back now and then.
-            self.time += later
+            self.time = max(self.time + later, self.truncated + 1)
             row = {"id": key, "name": UNAVAILABLE if op == "x" else name, "tags": [1] if name == "a" else None}
-            self.add(change("u" if op == "x" else op, row, self.lsn))
+            self.add(key % PARTITIONS, change("u" if op == "x" else op, row, self.lsn))
             self.alive = self.alive - {key} if op == "d" else self.alive | {key}
 
-    @rule()
-    def truncate(self) -> None:
+    @rule(partition=st.integers(0, PARTITIONS - 1))
+    def truncate(self, partition: int) -> None:
+        """Around it the clock goes forward only: see `sinks.iceberg.ends`."""
         self.lsn += 1
-        self.time += 1
+        times = [event["source"]["ts_ms"] for events in self.log for event in events]
+        self.time = max([self.time, *times]) + 1
         self.alive.clear()
-        self.add(change("t", None, self.lsn))
+        self.add(partition, change("t", None, self.lsn))
+        self.truncated = self.time
 
-    @rule(count=st.integers(1, 5))
-    def connect_repeats_itself(self, count: int) -> None:
-        self.log += [event for event in self.log[-count:] if event["op"] != "r"]
+    @rule(partition=st.integers(0, PARTITIONS - 1), count=st.integers(1, 5))
+    def connect_repeats_itself(self, partition: int, count: int) -> None:
+        self.log[partition] += [event for event in self.log[partition][-count:] if event["op"] != "r"]
 
-    @rule(most=st.integers(1, 12))
-    def land(self, most: int = 1 << 30) -> None:
+    @rule(most=MOST)
+    def land(self, most: tuple[int, ...] = (1 << 30,) * PARTITIONS) -> None:
         for table in self.tables:
-            if values := self.next_of(table, most):
-                table.commit(table.prepare([values]))
+            if slices := self.next_of(table, most):
+                table.commit(table.prepare(slices))
                 table.care()
         self.compare()
 
-    @rule(most=st.integers(1, 12), call=st.integers(1, 25), after=st.booleans(), crash=st.booleans())
-    def land_with_a_failing_call(self, most: int, call: int, after: bool, crash: bool) -> None:
+    @rule(most=MOST, call=st.integers(1, 40), after=st.booleans(), crash=st.booleans())
+    def land_with_a_failing_call(self, most: tuple[int, ...], call: int, after: bool, crash: bool) -> None:
         table = self.tables[0]
-        values = self.next_of(table, most)
-        if values is None:
+        slices = self.next_of(table, most)
+        if not slices:
             return
+        prepared = None
         with faults(call, after=after):
             try:
-                prepared = table.prepare([values])
+                prepared = table.prepare(slices)
                 table.commit(prepared)
             except UnavailableError:
-                if crash:
-                    self.restart()
-        if table is self.tables[0] and table.offsets.get(0, 0) < values.next_offset:
-            table.commit(table.prepare([values]))
+                pass
+        if crash:
+            self.restart()
+            table = self.tables[0]
+            slices = [s for s in slices if table.offsets.get(s.partition, 0) < s.next_offset]
+            prepared = None
+        if slices:
+            table.commit(prepared or table.prepare(slices))
         self.compare()
 
     @rule()
@@ -171,12 +183,13 @@ class History(RuleBasedStateMachine):
             CurrentTable(self.catalog, "silver.things", TOPIC, compact_every=3),
         ]
         for table in self.tables:
-            table.open(source())
+            table.open(source(PARTITIONS))
 
     def compare(self) -> None:
         history, current = self.tables
         oracle = Oracle()
-        for event in without_repeats(self.log[: history.offsets.get(0, 0)]):
+        read = [without_repeats(self.log[p][: history.offsets.get(p, 0)]) for p in range(PARTITIONS)]
+        for event in sorted(chain(*read), key=lambda event: event["source"]["lsn"]):
             oracle.apply(event)
         rows = rows_of(history, "id", "name", "tags", "valid_from", "valid_to")
         millis = [(*r[:3], *(None if t is None else round(t.timestamp() * 1000) for t in r[3:])) for r in rows]
@@ -184,16 +197,19 @@ class History(RuleBasedStateMachine):
         if history.offsets == current.offsets:
             now = [r[:3] for r in rows if r[4] is None]
             assert sorted(now, key=repr) == rows_of(current, "id", "name", "tags")
-        assert len(set(rows_of(history, "_offset"))) == len(rows)
+        assert len(set(rows_of(history, "_kafka_partition", "_offset"))) == len(rows)
 
-    def add(self, event: dict[str, Any]) -> None:
+    def add(self, partition: int, event: dict[str, Any]) -> None:
         event["source"]["ts_ms"] = self.time
-        self.log.append(event)
+        self.log[partition].append(event)
 
-    def next_of(self, table: OwnedTable, most: int) -> Slice | None:
-        start = table.offsets.get(0, 0)
-        values = self.log[start : start + most]
-        return slice_of(values, start, schema=TIMED) if values else None
+    def next_of(self, table: OwnedTable, most: tuple[int, ...]) -> list[Slice]:
+        found = []
+        for partition, count in enumerate(most):
+            start = table.offsets.get(partition, 0)
+            if values := self.log[partition][start : start + count]:
+                found.append(slice_of(values, start, partition=partition, schema=TIMED))
+        return found
 
 
 History.TestCase.settings = settings(

@@ -83,6 +83,7 @@ def slice_of(
         reasons=("broken",) * len(bad),
         key_fields=key_fields,
         baseline=baseline,
+        baseline_time=1_700_000_000_000 + n - 1 if baseline else 0,
     )
 
 

@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from headrace.errors import UnavailableError
 from schemas.contracts import load_contract
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.current import CurrentTable
@@ -51,9 +52,9 @@ def event(op: str, number: int, name: str | None, time: int, lsn: int | None = N
     return made
 
 
-def opened(catalog: Any, **more: Any) -> HistoryTable:
+def opened(catalog: Any, partitions: int = 1, **more: Any) -> HistoryTable:
     table = HistoryTable(catalog, "silver.things_history", TOPIC, of="silver.things", **more)
-    table.open(source())
+    table.open(source(partitions))
     return table
 
 
@@ -139,6 +140,111 @@ def test_a_truncate_ends_all_versions_once(history):
     assert len(history.index) == 1
     landed(history, event("u", 3, "more", 70), event("u", 2, "back", 71))
     assert [row for row in seen(history) if row[3] is None] == [(2, "back", 71, None, "u"), (3, "more", 70, None, "u")]
+
+
+FIRST = [event("c", 1, "a", 10), event("u", 1, "b", 20), event("t", 0, None, 30), event("c", 1, "c", 40)]
+SECOND = [event("c", 2, "x", 11), event("u", 2, "y", 25), event("d", 4, "z", 29), event("c", 2, "z", 45)]
+SECOND.insert(0, event("c", 4, "z", 9))
+TRUNCATED = [
+    (1, "a", 10, 20, "c"),
+    (1, "b", 20, 30, "u"),
+    (1, "c", 40, None, "c"),
+    (2, "x", 11, 25, "c"),
+    (2, "y", 25, 30, "u"),
+    (2, "z", 45, None, "c"),
+    (4, "z", 9, 29, "c"),
+]
+
+
+@pytest.mark.parametrize("order", ["0000 11111", "11111 0000", "11 000 1 00 11", "11100 00 11", "000 1 0 1111"])
+def test_a_truncate_ends_what_is_older_in_all_partitions_whatever_is_read_first(tmp_path, order):
+    """Each word is a commit, with that many records of partition 0 and 1; with a restart after each."""
+    places = {0: 0, 1: 0}
+    for word in order.split():
+        table = opened(catalog_in(tmp_path), 2)
+        slices = []
+        for partition, log in enumerate((FIRST, SECOND)):
+            start, n = places[partition], word.count(str(partition))
+            if values := log[start : start + n]:
+                slices.append(slice_of(values, start, partition=partition, schema=timed()))
+                places[partition] += len(values)
+        land(table, *slices)
+    assert seen(opened(catalog_in(tmp_path), 2)) == TRUNCATED
+
+
+def test_of_two_truncates_the_one_that_is_read_later_may_be_the_earlier_one(tmp_path):
+    table = opened(catalog_in(tmp_path), 3)
+    land(table, slice_of([event("c", 1, "a", 10), event("c", 1, "b", 50)], schema=timed()))
+    land(table, slice_of([event("t", 0, None, 30)], partition=1, schema=timed()))
+    land(table, slice_of([event("t", 0, None, 20)], partition=2, schema=timed()))
+    land(table, slice_of([event("c", 2, "x", 25)], 1, partition=2, schema=timed()))
+    assert seen(table) == [(1, "a", 10, 20, "c"), (1, "b", 50, None, "c"), (2, "x", 25, 30, "c")]
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_crash_between_the_commit_of_a_truncate_and_what_it_ends_loses_nothing(tmp_path, monkeypatch, after):
+    catalog = catalog_in(tmp_path)
+    table = opened(catalog, 2)
+    land(table, slice_of([event("c", 1, "a", 10), event("c", 3, "b", 40)], schema=timed()))
+    values = slice_of([event("t", 0, None, 30)], partition=1, schema=timed())
+    prepared = table.prepare([values])
+
+    def lost() -> None:
+        raise UnavailableError("the process is gone", where="test")
+
+    monkeypatch.setattr(table, "_finish_remaking", lost)
+    with pytest.raises(UnavailableError):
+        table.commit(prepared)
+    monkeypatch.undo()
+    assert [row[3] for row in seen(table)] == [None, None]
+    if after:
+        table = opened(catalog, 2)
+    else:
+        table.commit(prepared)
+    assert [row[3] for row in seen(table)] == [30, None]
+    assert table.offsets == {0: 2, 1: 1}
+    landed(table, event("u", 3, "c", 50))
+    assert [row[3] for row in seen(table)] == [30, 50, None]
+
+
+def test_a_truncate_that_does_not_say_its_place_is_refused(history):
+    lost = event("t", 0, None, 20)
+    lost["transaction"] = None
+    prepared = landed(history, event("c", 1, "a", 10))
+    prepared = land(history, slice_of([lost], 1, schema=timed()))
+    assert [(r.rows.tolist(), r.rule) for r in prepared.rejects] == [([0], "position")]
+    assert [row[3] for row in seen(history)] == [None]
+
+
+BASELINE = 1_700_000_000
+
+
+def test_a_baseline_ends_what_its_snapshot_has_not_read_again(tmp_path):
+    """Rows that the snapshot confirms stay the versions that they are, also when they arrive with the baseline."""
+    catalog = catalog_in(tmp_path)
+    table = opened(catalog, 2)
+    first = [event("c", n, "a", 10 + n) for n in range(4)]
+    land(table, slice_of(first, schema=timed()), slice_of([event("c", 9, "z", 10)], partition=1, schema=timed()))
+    again = [event("r", 0, "a", 100), event("r", 1, "b", 100), event("c", 5, "new", 101)]
+    land(table, slice_of(again, 4, schema=timed()))
+    expected = [
+        (0, "a", 10, None, "c"),
+        (1, "a", 11, 100, "c"),
+        (1, "b", 100, None, "r"),
+        (2, "a", 12, BASELINE, "c"),
+        (3, "a", 13, BASELINE, "c"),
+        (5, "new", 101, None, "c"),
+        (9, "z", 10, None, "c"),
+    ]
+    land(table, slice_of([None], 7, baseline=4, schema=timed()))
+    assert seen(table) == expected
+    land(table, slice_of([None, None], 8, baseline=4, schema=timed()))
+    assert seen(opened(catalog, 2)) == expected
+    other = HistoryTable(catalog, "silver.at_once", TOPIC, of="silver.things")
+    other.open(source(2))
+    slices = [slice_of([*first, *again, None], baseline=4, schema=timed())]
+    land(other, *slices, slice_of([event("c", 9, "z", 10)], partition=1, schema=timed()))
+    assert seen(other) == expected
 
 
 def test_repeats_are_dropped_and_a_restart_goes_on(tmp_path, history):
@@ -240,8 +346,8 @@ def test_readers_agree_on_both_tables_after_moves_deletes_and_compaction(tmp_pat
         again = type(table)(catalog, table.name, TOPIC, **({"of": ""} if table is history else {}))
         again.open(source())
         assert len(again.index) == len(table.index) == len(model)
-    open_files = [task for task in history.table.scan().plan_files() if not history._all_closed(task)]
-    closed = sum(task.file.record_count for task in history.table.scan().plan_files() if history._all_closed(task))
+    open_files = [task for task in history.table.scan().plan_files() if not history._apart(task)]
+    closed = sum(task.file.record_count for task in history.table.scan().plan_files() if history._apart(task))
     assert closed == len([row for row in rows_of(history, *COLUMNS) if row[3] is not None])
     assert open_files
 
