@@ -31,6 +31,8 @@ def test_the_example_of_the_docs_is_accepted() -> None:
         ("skipped.operations", "t"),
         ("topic.creation.default.cleanup.policy", "compact"),
         ("provide.transaction.metadata", None),
+        ("bigint.unsigned.handling.mode", "long"),
+        ("enable.time.adjuster", "true"),
     ],
 )
 def test_what_would_lose_changes_is_refused_with_its_field(
