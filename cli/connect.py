@@ -116,7 +116,7 @@ def snapshot(
 def resnapshot(
     name: str, yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the name again.")] = False
 ) -> None:
-    """Begin anew when changes are missing (slot lost): snapshot of all tables; rows deleted meanwhile leave them."""
+    """Begin anew when changes are missing (slot lost, log purged): all tables are read; rows deleted meanwhile go."""
     _ask_again(name, yes, "read all of its tables again")
     settings = load_settings()
     with closing(Watch(settings)) as watch:

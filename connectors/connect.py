@@ -25,17 +25,27 @@ from schemas.names import SIGNAL_TABLE
 WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
 PLACEHOLDER = re.compile(r"\$\{([^:}]+):([^}]*)\}")
 SETTLE_SECONDS = 2.0
+BINLOG_LOSSLESS = {
+    "bigint.unsigned.handling.mode": "precise",
+    "event.converting.failure.handling.mode": "fail",
+    "enable.time.adjuster": "false",
+    "driver.yearIsDateType": "false",
+}
 # What Debezium loses by default and need not, by connector class; docs/types.md says what each is for.
 LOSSLESS = {
     "io.debezium.connector.postgresql.PostgresConnector": {
         "include.unknown.datatypes": "true",
         "interval.handling.mode": "string",
         "event.converting.failure.handling.mode": "fail",
-    }
+    },
+    "io.debezium.connector.mariadb.MariaDbConnector": BINLOG_LOSSLESS,
+    "io.debezium.connector.mysql.MySqlConnector": BINLOG_LOSSLESS,
 }
 LOSSY = {
     ("decimal.handling.mode", "double"): "rounds decimals",
     ("time.precision.mode", "connect"): "cuts microseconds off",
+    ("bigint.unsigned.handling.mode", "long"): "makes numbers of 2^63 and more negative",
+    ("enable.time.adjuster", "true"): "makes the years 1 to 99 those from 1970 to 2069",
     ("interval.handling.mode", "numeric"): "counts a month as 30.4375 days",
 }
 

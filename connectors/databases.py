@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from connectors.binlog import BinlogSource
 from connectors.connect import Connector
+from connectors.mysql import is_binlog
 from connectors.postgres import PostgresSource
 from connectors.source import Source
 from headrace.config import Settings
@@ -17,7 +19,11 @@ def open_source(settings: Settings, config: Mapping[str, str]) -> Source | None:
     """The source of a connector with this configuration; None when the settings name no database for it, or its kind
     is not known here."""
     url = settings.databases.get(config.get("topic.prefix", ""))
-    if url is None or not config.get("connector.class", "").endswith(".PostgresConnector"):
+    if url is None:
+        return None
+    if is_binlog(config):
+        return BinlogSource(url)
+    if not config.get("connector.class", "").endswith(".PostgresConnector"):
         return None
     return PostgresSource(url, config.get("slot.name", "debezium"), config.get("publication.name", "dbz_publication"))
 

@@ -62,6 +62,9 @@ class PostgresSource:
             )
         return ""
 
+    def behind(self, log: LogState, offset: Mapping[str, Any]) -> LogState:
+        return log
+
     def forget(self) -> None:
         with self._database() as db:
             db.execute(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 
@@ -13,7 +13,8 @@ class LogState:
 
     `lag_bytes` has been written and not been acknowledged by the connector, `kept_bytes` is held for it on the
     database's disk, `safe_bytes` may still be written before the database gives the connector up (None: no limit).
-    `confirmed` is the place in the log up to which the connector has acknowledged.
+    `confirmed` is the place in the log up to which the connector has acknowledged. `files` are those of the log
+    with their sizes, where the connector's offset names one.
     """
 
     lag_bytes: int | None = None
@@ -21,6 +22,7 @@ class LogState:
     safe_bytes: int | None = None
     status: str = ""
     confirmed: int | None = None
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 class Source(Protocol):
@@ -36,6 +38,9 @@ class Source(Protocol):
         `offset` is the connector's place as Connect keeps it, read after `log` was: it never falls behind what the
         database has been told. Pure.
         """
+
+    def behind(self, log: LogState, offset: Mapping[str, Any]) -> LogState:
+        """`log` with the lag that follows from the connector's place, where the database does not know it. Pure."""
 
     def forget(self) -> None:
         """Drop what the database keeps for the stopped connector, which makes it anew."""

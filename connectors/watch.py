@@ -100,7 +100,8 @@ class Watch:
         if source is not None and log is not None:
             # In this order: what Connect keeps is never behind what the database has been told.
             offset = _tried(lambda: source_offset(self.connect, status.name), problems)
-            fault = source.missing(log, offset) if offset is not None else ""
+            if offset is not None:
+                fault, log = source.missing(log, offset), source.behind(log, offset)
         heartbeat = f"{config.get('topic.heartbeat.prefix', '__debezium-heartbeat')}.{prefix}"
         signals = f"{prefix}.{config.get(SIGNAL_TABLE, '')}"
         tables = [t for t in topics if t.startswith(f"{prefix}.") and t.count(".") >= prefix.count(".") + 2]

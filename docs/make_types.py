@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.integration.cdc.catalogue import Engine
+from tests.integration.cdc.mariadb import ENGINE as MARIADB
 from tests.integration.cdc.postgresql import ENGINE as POSTGRESQL
 
 PAGE = Path(__file__).with_name("types.md")
-ENGINES = (POSTGRESQL,)
+ENGINES = (POSTGRESQL, MARIADB)
 INTRODUCTION = """\
 # Column types
 

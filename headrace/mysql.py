@@ -51,6 +51,11 @@ def connect(url: str) -> pymysql.Connection[Cursor]:
         raise UnavailableError(f"the source database cannot be reached: {e.args[-1]}", where=f"{host}:{port}") from e
 
 
+def quoted(*names: str) -> str:
+    """An identifier of one part or several, as SQL."""
+    return ".".join("`" + name.replace("`", "``") + "`" for name in names)
+
+
 def log_problem(variables: Mapping[str, str]) -> tuple[str, str] | None:
     """What is wrong with the binary log by the server's variables, and the statement that mends it."""
     for name, wanted, wrong in REQUIRED:

@@ -65,14 +65,13 @@ class DatabaseRows:
     visible: Visible | mariadb.Visible
     rows: list[dict[str, Any]]
     key: tuple[str, ...]
-    # None where values compare as the client reads them.
-    types: dict[str, str] | None
+    types: dict[str, str]
 
 
 def read_database(url: str, schema: str, name: str) -> DatabaseRows:
     """All rows of one table at one moment, with its primary key. Raises `UnavailableError`."""
     if is_mysql(url):
-        return DatabaseRows(*mariadb.read(url, schema, name), None)
+        return DatabaseRows(*mariadb.read(url, schema, name))
     try:
         with psycopg.connect(url, options=OPTIONS) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -158,7 +157,7 @@ def check_current(
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)
     columns = _columns(lake, table)
-    forms = mariadb.Forms(columns) if database.types is None else Forms(database.types, columns)
+    forms = (mariadb.Forms if is_mysql(database_url) else Forms)(database.types, columns)
     held = [forms.held(row) for row in held]
     expected = [forms.expected(row) for row in database.rows]
     start = {p: max(table.offsets(topic).get(p, 0), kafka.bounds(topic, p)[0]) for p in range(partitions)}

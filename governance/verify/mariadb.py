@@ -6,18 +6,23 @@ documentation of START TRANSACTION and of the status variables `binlog_snapshot_
 
 from __future__ import annotations
 
-import json
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import time, timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
 import pymysql
 
-from governance.verify.values import canonical, single
+from governance.verify.values import EPOCH, canonical, number_text, single
 from headrace.errors import ContractError, UnavailableError
-from headrace.mysql import connect
+from headrace.mysql import connect, quoted
+
+_DATED = {"date", "datetime", "timestamp"}
+_SPATIAL = {"point", "linestring", "polygon", "multipoint", "multilinestring", "multipolygon", "geometrycollection",
+            "geometry"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,25 +39,61 @@ class Visible:
 
 @dataclass(frozen=True)
 class Forms:
-    """How the columns of one table compare: by the type that the table in the lake has."""
+    """How the columns of one table compare: by MariaDB's type and by that of the table in the lake."""
 
+    types: Mapping[str, str]
     lake: Mapping[str, pa.DataType]
 
     def expected(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row of the database in the table's form."""
-        return {name: _in_table(value, self.lake.get(name, pa.null())) for name, value in row.items()}
+        return {
+            name: from_mariadb(value, self.types[name], self.lake.get(name, pa.null())) for name, value in row.items()
+        }
 
     def held(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """A row of the table, or of an event in canonical form: it compares as it is."""
-        return dict(row)
+        """A row of the table, or of an event in canonical form, made to compare with it."""
+        return {name: _comparable(value, self.types.get(name, "")) for name, value in row.items()}
 
 
-def _in_table(value: Any, lake: pa.DataType) -> Any:
-    if isinstance(value, float) and pa.types.is_float32(lake):
-        value = single(value)
-    if pa.types.is_string(lake) and not isinstance(value, str | type(None)):
-        value = json.dumps(value) if isinstance(value, dict | list) else str(value)
+def _comparable(value: Any, type_: str) -> Any:
+    """One form for what arrives in two: bits with zeros at their end and without, a zero timestamp as NULL and as the
+    second before the first that the type holds."""
+    if type_ == "bit" and isinstance(value, bytes):
+        return value.rstrip(b"\0")
+    return None if type_ == "timestamp" and value == EPOCH else value
+
+
+def from_mariadb(value: Any, type_: str, lake: pa.DataType) -> Any:
+    """A value as PyMySQL reads it, in the form of a column of type `lake`, as docs/types.md says.
+
+    A time of day stays a `timedelta` when it is none: no table holds it.
+    """
+    if value is None:
+        return None
+    if type_ in _DATED and isinstance(value, str):
+        return None  # a zero date, or one with a zero in it: PyMySQL has no date for it either
+    if type_ == "bit":
+        return bool(int.from_bytes(value)) if pa.types.is_boolean(lake) else value[::-1].rstrip(b"\0")
+    if type_ in _SPATIAL:
+        return _geometry(value, point=type_ == "point")
+    if isinstance(value, float):
+        return canonical(single(value) if pa.types.is_float32(lake) else value)
+    if isinstance(value, Decimal) and pa.types.is_string(lake):
+        return number_text(value)
+    if isinstance(value, int) and pa.types.is_decimal(lake):
+        return canonical(Decimal(value))
+    if isinstance(value, timedelta) and timedelta(0) <= value < timedelta(days=1):
+        return (datetime.min + value).time()
     return canonical(value)
+
+
+def _geometry(stored: bytes, *, point: bool) -> dict[str, Any]:
+    """The reference system and well-known binary, one after the other as stored; of a column of points x and y too."""
+    (srid,), wkb = struct.unpack("<I", stored[:4]), stored[4:]
+    found: dict[str, Any] = {"wkb": wkb} | ({"srid": srid} if srid else {})
+    if point:
+        found |= dict(zip("xy", struct.unpack("<dd", wkb[5:21]), strict=True))
+    return found
 
 
 def place(source: dict[str, Any]) -> tuple[int, int]:
@@ -69,8 +110,8 @@ def position(event: dict[str, Any]) -> tuple[int, int] | None:
     return (file << 32) + at, within
 
 
-def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...]]:
-    """All rows of one table at one moment, with its primary key; none when there is no such table.
+def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...], dict[str, str]]:
+    """All rows of one table at one moment, with its primary key and types; none when there is no such table.
 
     Raises `UnavailableError`, and `ContractError` for a server that does not say what a snapshot sees: MySQL.
     """
@@ -92,26 +133,25 @@ def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]
                 (schema, name),
             )
             key = tuple(str(row[0]) for row in cursor.fetchall())
-            cursor.execute(f"SELECT * FROM {_quoted(schema)}.{_quoted(name)}")
-            columns = [column[0] for column in cursor.description]
-            rows = [dict(zip(columns, map(_value, row), strict=True)) for row in cursor.fetchall()]
+            cursor.execute(
+                "SELECT column_name, data_type FROM information_schema.columns "
+                "WHERE table_schema = %s AND table_name = %s ORDER BY ordinal_position",
+                (schema, name),
+            )
+            types = {str(column): str(type_).lower() for column, type_ in cursor.fetchall()}
+            cursor.execute(f"SELECT {', '.join(map(_selected, types.items())) or '*'} FROM {quoted(schema, name)}")
+            rows = [dict(zip(types, row, strict=True)) for row in cursor.fetchall()]
         except pymysql.err.ProgrammingError as e:
             if e.args[0] != pymysql.constants.ER.NO_SUCH_TABLE:
                 raise
-            rows, key = [], ()
+            rows, key, types = [], (), {}
         except pymysql.OperationalError as e:
             raise UnavailableError("the source database cannot be read", where=f"{schema}.{name}") from e
     file, at = said["binlog_snapshot_file"], int(said["binlog_snapshot_position"])
-    return Visible(*place({"file": file, "pos": at})), rows, key
+    return Visible(*place({"file": file, "pos": at})), rows, key, types
 
 
-def _quoted(name: str) -> str:
-    return "`" + name.replace("`", "``") + "`"
-
-
-def _value(value: Any) -> Any:
-    """PyMySQL's TIME is an interval; in a table it is a time of day, as far as it is one."""
-    if isinstance(value, timedelta) and timedelta(0) <= value < timedelta(days=1):
-        seconds, micros = divmod(value // timedelta(microseconds=1), 1_000_000)
-        return time(seconds // 3600, seconds // 60 % 60, seconds % 60, micros)
-    return value
+def _selected(column: tuple[str, str]) -> str:
+    """A float prints six digits of its own accord: as a double it prints all."""
+    name, type_ = column
+    return f"CAST({quoted(name)} AS DOUBLE)" if type_ == "float" else quoted(name)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import httpx
+from pyiceberg.table import Table
+
+from headrace.config import Settings
+from schemas.envelope import row_schema
+from schemas.types import arrow_schema
 
 
 @dataclass(frozen=True)
@@ -72,3 +80,33 @@ def semantic_of(avro: Any, named: Mapping[str, Any]) -> str:
     if avro["type"] == "array":
         return f"{short or 'array'} of {semantic_of(avro['items'], named)}"
     return f"{avro['type']} {short}".strip()
+
+
+def found_types(settings: Settings, topic: str, table: Table) -> dict[str, tuple[str, str, str]]:
+    """(semantic, Arrow, Iceberg) type of each column: by the writer's newest schema, its columns, and the table."""
+    url = f"{settings.registry.url}/subjects/{topic}-value/versions/latest"
+    row = row_schema(json.loads(httpx.get(url).json()["schema"]))
+    named: dict[str, Any] = {}
+    for field in row["fields"]:
+        _learn(field["type"], named)
+    arrows = {field.name: str(field.type) for field in arrow_schema(row)}
+    icebergs = {field.name: _iceberg(field.field_type) for field in table.schema().fields}
+    return {
+        field["name"]: (semantic_of(field["type"], named), arrows[field["name"]], icebergs[field["name"]])
+        for field in row["fields"]
+    }
+
+
+def _learn(avro: Any, named: dict[str, Any]) -> None:
+    for branch in avro if isinstance(avro, list) else [avro]:
+        if isinstance(branch, dict):
+            if branch["type"] == "record":
+                named[f"{branch.get('namespace', '')}.{branch['name']}"] = branch
+            _learn(branch.get("items", []), named)
+
+
+def _iceberg(kind: Any) -> str:
+    """An Iceberg type in Iceberg's own words, without field ids."""
+    if kind.is_struct:
+        return f"struct<{', '.join(f'{field.name}: {_iceberg(field.field_type)}' for field in kind.fields)}>"
+    return f"list<{_iceberg(kind.element_type)}>" if hasattr(kind, "element_type") else str(kind)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
@@ -31,10 +30,8 @@ from governance.verify.ledger import Ledger
 from governance.verify.postgres import Forms
 from governance.verify.report import Check
 from headrace.config import Settings
-from schemas.envelope import row_schema
-from schemas.types import arrow_schema
 from sinks.iceberg.catalog import find_table, open_catalog
-from tests.integration.cdc.catalogue import Type, semantic_of
+from tests.integration.cdc.catalogue import Type, found_types
 from tests.integration.cdc.postgresql import ENGINE, PREPARE
 from tests.integration.cdc.server import full_postgres
 from tests.integration.sinks.iceberg.shop import made_settings, running
@@ -229,34 +226,12 @@ async def _until(done: Callable[[], bool], seconds: float = 60) -> None:
 
 def _check_types(source: Source) -> None:
     """The writer's schema, its columns and the table's types are the catalogue's."""
-    url = f"{source.settings.registry.url}/subjects/{source.topic('types')}-value/versions/latest"
-    row = row_schema(json.loads(httpx.get(url).json()["schema"]))
-    named: dict[str, Any] = {}
-    for field in row["fields"]:
-        _learn(field["type"], named)
-    semantics = {field["name"]: semantic_of(field["type"], named) for field in row["fields"]}
-    arrows = {field.name: str(field.type) for field in arrow_schema(row)}
     table = source.table("types")
     assert table is not None
-    icebergs = {field.name: _iceberg(field.field_type) for field in table.schema().fields}
-    found = {name: (semantics.get(name), arrows.get(name), icebergs.get(name)) for name in COLUMNS}
+    found = found_types(source.settings, source.topic("types"), table)
+    found = {name: found.get(name) for name in COLUMNS}
     wanted = {name: (type_.semantic, type_.arrow, type_.iceberg) for name, type_ in COLUMNS.items()}
     assert not {COLUMNS[name].declared: (found[name], wanted[name]) for name in COLUMNS if found[name] != wanted[name]}
-
-
-def _learn(avro: Any, named: dict[str, Any]) -> None:
-    for branch in avro if isinstance(avro, list) else [avro]:
-        if isinstance(branch, dict):
-            if branch["type"] == "record":
-                named[f"{branch.get('namespace', '')}.{branch['name']}"] = branch
-            _learn(branch.get("items", []), named)
-
-
-def _iceberg(kind: Any) -> str:
-    """An Iceberg type in Iceberg's own words, without field ids."""
-    if kind.is_struct:
-        return f"struct<{', '.join(f'{field.name}: {_iceberg(field.field_type)}' for field in kind.fields)}>"
-    return f"list<{_iceberg(kind.element_type)}>" if hasattr(kind, "element_type") else str(kind)
 
 
 def _check_values(source: Source) -> None:

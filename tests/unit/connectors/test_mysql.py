@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from connectors.binlog import BinlogSource
 from connectors.connect import load_connector
 from connectors.mysql import HISTORY
+from connectors.source import LogState
 from headrace.errors import ContractError
 from headrace.mysql import is_mysql, log_problem
 
@@ -28,6 +31,8 @@ def test_the_example_of_the_docs_is_accepted() -> None:
         ("skipped.operations", "t"),
         ("topic.creation.default.cleanup.policy", "compact"),
         ("provide.transaction.metadata", None),
+        ("bigint.unsigned.handling.mode", "long"),
+        ("enable.time.adjuster", "true"),
     ],
 )
 def test_what_would_lose_changes_is_refused_with_its_field(
@@ -67,3 +72,33 @@ def test_urls_of_mariadb_and_mysql() -> None:
     assert is_mysql("mysql://root@127.0.0.1:3306")
     assert is_mysql("mariadb://u:p@db.example/inventory")
     assert not is_mysql("postgresql://u@db.example/inventory")
+
+
+FILES = {"binlog.000009": 100, "binlog.000010": 5000, "binlog.000011": 70}
+
+
+@pytest.mark.parametrize(
+    ("offset", "lag", "words"),
+    [
+        ({"file": "binlog.000011", "pos": 70}, 0, ""),
+        ({"file": "binlog.000010", "pos": 4990}, 80, ""),
+        ({"file": "binlog.000009", "pos": 4}, 5166, ""),
+        ({"file": "binlog.000008", "pos": 4}, None, "has purged binlog.000008"),
+        # Read a moment after the files were: the log has gone on.
+        ({"file": "binlog.000012", "pos": 4}, 0, ""),
+        ({"file": "binlog.000011", "pos": 99}, 0, ""),
+        ({}, None, ""),
+    ],
+)
+def test_lag_and_loss_follow_from_the_files_of_the_log(offset: dict[str, Any], lag: int | None, words: str) -> None:
+    source, log = BinlogSource("mysql://nobody@127.0.0.1:1"), LogState(files=FILES)
+    assert source.behind(log, offset).lag_bytes == lag
+    said = source.missing(log, offset)
+    assert words in said
+    assert bool(said) == bool(words)
+
+
+def test_files_of_seven_digits_come_after_those_of_six() -> None:
+    source, log = BinlogSource("mysql://nobody@127.0.0.1:1"), LogState(files={"b.999999": 10, "b.1000000": 5})
+    assert source.behind(log, {"file": "b.999999", "pos": 8}).lag_bytes == 7
+    assert source.missing(log, {"file": "b.1000000", "pos": 4}) == ""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from datetime import time, timedelta
+import struct
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ import pytest
 from governance.verify import mariadb
 from governance.verify.current import _in_log_order, _Keyed
 from governance.verify.kafka import Record
-from governance.verify.mariadb import Visible
+from governance.verify.mariadb import Visible, from_mariadb
 from schemas import binlog
 
 
@@ -59,7 +61,50 @@ def test_rows_of_a_snapshot_keep_their_turn_among_the_changes_of_their_partition
     assert order == [(1, 0), (0, 0), (0, 1)]
 
 
-def test_a_time_of_day_is_one_and_an_interval_is_not() -> None:
-    assert mariadb._value(timedelta(hours=23, minutes=4, seconds=5, microseconds=6)) == time(23, 4, 5, 6)
-    assert mariadb._value(timedelta(hours=30)) == timedelta(hours=30)
-    assert mariadb._value("x") == "x"
+@pytest.mark.parametrize(
+    ("value", "type_", "lake", "form"),
+    [
+        (timedelta(hours=23, minutes=4, seconds=5, microseconds=6), "time", pa.time64("us"), time(23, 4, 5, 6)),
+        (timedelta(hours=30), "time", pa.time64("us"), timedelta(hours=30)),
+        (timedelta(seconds=-1), "time", pa.time64("us"), timedelta(seconds=-1)),
+        ("0000-00-00", "date", pa.date32(), None),
+        ("2024-00-10 01:02:03", "datetime", pa.timestamp("us"), None),
+        ("0000-00-00", "varchar", pa.string(), "0000-00-00"),
+        (date(2024, 2, 29), "date", pa.date32(), date(2024, 2, 29)),
+        (b"\x01", "bit", pa.bool_(), True),
+        (b"\x80\x31", "bit", pa.binary(), b"\x31\x80"),
+        (b"\x01\x00", "bit", pa.binary(), b"\x00\x01"),
+        (b"\x00\x00", "bit", pa.binary(), b""),
+        (0.1, "float", pa.float32(), 0.10000000149011612),
+        (0.1, "double", pa.float64(), 0.1),
+        (2**64 - 1, "bigint", pa.decimal128(20, 0), Decimal(2**64 - 1)),
+        (2**63 - 1, "bigint", pa.int64(), 2**63 - 1),
+        (Decimal("1.500"), "decimal", pa.string(), "1.5"),
+        (Decimal("1.500"), "decimal", pa.decimal128(5, 3), Decimal("1.5")),
+        (None, "bit", pa.bool_(), None),
+    ],
+)
+def test_a_value_has_the_form_of_its_column_in_the_lake(value: Any, type_: str, lake: pa.DataType, form: Any) -> None:
+    found = from_mariadb(value, type_, lake)
+    assert (found, type(found)) == (form, type(form))
+
+
+def test_a_geometry_is_its_reference_system_and_its_binary() -> None:
+    wkb = struct.pack("<BIdd", 1, 1, 1.5, -2)
+    stored = struct.pack("<I", 4326) + wkb
+    assert from_mariadb(stored, "point", pa.null()) == {"x": 1.5, "y": -2.0, "wkb": wkb, "srid": 4326}
+    line = struct.pack("<BII", 1, 2, 0)
+    assert from_mariadb(struct.pack("<I", 0) + line, "geometry", pa.null()) == {"wkb": line}
+    assert from_mariadb(stored, "geometry", pa.null()) == {"wkb": wkb, "srid": 4326}
+
+
+def test_zeros_at_the_end_of_bits_say_nothing() -> None:
+    forms = mariadb.Forms({"b": "bit", "v": "varbinary"}, {"b": pa.binary(), "v": pa.binary()})
+    assert forms.held({"b": b"\x01\x00", "v": b"\x01\x00"}) == {"b": b"\x01", "v": b"\x01\x00"}
+    assert forms.held({"b": True, "v": None}) == {"b": True, "v": None}
+
+
+def test_a_zero_timestamp_is_null_in_both_of_its_forms() -> None:
+    forms = mariadb.Forms({"t": "timestamp", "d": "datetime"}, {})
+    epoch = datetime(1970, 1, 1)
+    assert forms.held({"t": epoch, "d": epoch}) == {"t": None, "d": epoch}

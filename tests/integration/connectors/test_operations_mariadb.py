@@ -1,0 +1,144 @@
+"""Connectors of MariaDB in production: a log that was purged, a table read again while changes stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors import snapshots
+from connectors.databases import need_source, prepare_source
+from connectors.lifecycle import resume, stop
+from connectors.resnapshot import resnapshot
+from connectors.supervise import Supervisor
+from connectors.watch import Capture, Watch
+from headrace.config import Settings
+from headrace.errors import ConfigError
+from headrace.mysql import connect
+from tests.integration.cdc.inventory import Inventory, inventory, until
+from tests.integration.sinks.iceberg.shop import running
+
+
+@pytest.fixture
+def own(settings: Settings, mariadb_url: str, connect_url: str, tmp_path: Path) -> Iterator[Inventory]:
+    with inventory(settings, mariadb_url, connect_url, tmp_path) as made:
+        made.settings = made.settings.model_copy(update={"databases": {made.name: made.url}})
+        name = made.name
+        made.configure(
+            **{
+                "table.include.list": f"{name}\\.things,{name}\\.moves",
+                "signal.data.collection": f"{name}.headrace_signal",
+                "incremental.snapshot.watermarking.strategy": "insert_delete",
+                "incremental.snapshot.chunk.size": "64",
+                "notification.enabled.channels": "sink",
+                "notification.sink.topic.name": f"{name}.notifications",
+                "heartbeat.interval.ms": "500",
+                "topic.creation.control.include": f"{name}[.](transaction|notifications|.*_signal),.*heartbeat.*",
+            }
+        )
+        yield made
+
+
+def look(watch: Watch, own: Inventory) -> Capture:
+    return watch.look({own.name})[0]
+
+
+def of_database(own: Inventory) -> dict[int, Any]:
+    return dict(own.select("SELECT id, n FROM things"))  # type: ignore[arg-type] # two columns were asked for
+
+
+def of_lake(own: Inventory) -> dict[int, Any]:
+    return {row["id"]: row["n"] for row in own.landed("things")}
+
+
+async def test_a_purged_log_is_told_and_mended_and_a_table_is_read_again(own: Inventory) -> None:
+    """Rows go, come and change while the connector is away and its log is purged, and on while it begins anew."""
+    mine = own.settings
+    with closing(Watch(mine)) as watch:
+        prepare_source(mine, own.connector)
+        prepare_source(mine, own.connector)
+        own.execute("INSERT INTO things (id, n) SELECT seq, 1 FROM seq_1_to_300")
+        assert (await asyncio.to_thread(watch.connect.apply, own.connector)).running
+        async with running(mine):
+            await until(lambda: of_lake(own) == of_database(own))
+            own.execute("UPDATE things SET n = 2 WHERE id = 1")
+            await until(lambda: look(watch, own).log.lag_bytes is not None)  # type: ignore[union-attr] # asked above
+            await until(lambda: look(watch, own).log.lag_bytes < 1 << 20)  # type: ignore[union-attr, operator]
+            capture = look(watch, own)
+            assert (capture.fault, capture.problems, capture.state) == ("", (), "RUNNING")
+            assert capture.log is not None
+            assert capture.log.kept_bytes == sum(capture.log.files.values()) > 0
+
+            await asyncio.to_thread(stop, watch.connect, own.name)
+            own.execute("DELETE FROM things WHERE id BETWEEN 10 AND 30", "UPDATE things SET n = 3 WHERE id = 40")
+            lag = look(watch, own).log.lag_bytes  # type: ignore[union-attr] # the server answers
+            assert lag is not None
+            assert lag > 0
+            _purge(own)
+            assert "has purged binlog." in look(watch, own).fault
+            assert look(watch, own).remedy == f"headrace connect resnapshot {own.name}"
+            resume(watch.connect, own.name)
+            await until(lambda: look(watch, own).state == "FAILED")
+            assert set(range(10, 31)) <= of_lake(own).keys(), "the loss is not there yet"
+            supervisor = Supervisor(mine, clock=iter(range(0, 10_000_000, 1000)).__next__)
+            for _ in range(3):
+                supervisor.step()
+            assert [one["restarts"] for one in supervisor.report()] == [0], "restarts cannot help"
+
+            target = snapshots.find(watch, mine, "", own.name)
+            work = asyncio.create_task(asyncio.to_thread(_begin_anew, mine, target))
+            number = 1000
+            while not work.done():
+                number += 1
+                own.execute(
+                    f"INSERT INTO things (id, n) VALUES ({number}, 0)", "UPDATE things SET n = n + 1 WHERE id = 9"
+                )
+                own.execute(f"DELETE FROM things WHERE id = {number - 5} AND id > 1000")
+                assert len(await asyncio.to_thread(of_lake, own)) >= 270, "no reader has seen the table empty"
+                await asyncio.sleep(0.3)
+            await work
+            await until(lambda: of_lake(own) == of_database(own))
+            assert look(watch, own).fault == ""
+            assert (await asyncio.to_thread(own.check, "things")).offences == []
+
+            # What the log does not tell, only a reading of the table can.
+            with connect(own.url) as db, db.cursor() as cursor:
+                cursor.execute("SET SESSION sql_log_bin = 0")
+                cursor.execute("UPDATE things SET n = 77 WHERE id BETWEEN 100 AND 200")
+                db.commit()
+            assert of_lake(own)[100] == 1
+            signal = await asyncio.to_thread(snapshots.execute, watch, mine, target, f"{own.name}.things")
+            own.execute("UPDATE things SET n = 78 WHERE id = 150", "DELETE FROM things WHERE id = 151")
+            seen: list[Any] = []
+            done = await asyncio.to_thread(snapshots.follow, watch, target, signal, seen.extend)
+            assert done.state == "completed"
+            await until(lambda: of_lake(own) == of_database(own))
+            assert of_lake(own)[100] == 77
+            assert seen[-1].rows >= 270
+            assert (await asyncio.to_thread(own.check, "things")).offences == []
+
+
+def _purge(own: Inventory) -> None:
+    with connect(own.server) as db, db.cursor() as cursor:
+        cursor.execute("FLUSH BINARY LOGS")
+        cursor.execute("SHOW BINARY LOGS")
+        newest = cursor.fetchall()[-1][0]
+        cursor.execute(f"PURGE BINARY LOGS TO '{newest}'")
+
+
+def _begin_anew(settings: Settings, target: snapshots.Target) -> None:
+    with closing(Watch(settings)) as watch:
+        resnapshot(watch, settings, target, lambda _: None, lambda _: None)
+
+
+def test_what_the_server_refuses_is_said(own: Inventory) -> None:
+    source = need_source(own.settings, own.name, own.connector.config)
+    with pytest.raises(ConfigError, match="doesn't exist"):
+        source.signal(f"{own.name}.headrace_signal", "headrace-1", "execute-snapshot", {})
+    own.execute("INSERT INTO moves (thing) SELECT seq FROM seq_1_to_100", "ANALYZE TABLE moves")
+    assert source.estimated_rows(f"{own.name}.moves") == 100
+    assert source.estimated_rows(f"{own.name}.nothing") is None
