@@ -20,7 +20,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from connectors.connect import Connect, Connector, load_connector
-from governance.verify.values import canonical, from_database
+from governance.verify.values import canonical, single
 from headrace.config import Settings
 from headrace.process import Lifecycle
 from schemas.names import table_name
@@ -83,7 +83,7 @@ class Capture:
             columns = [column.name for column in cursor.description or ()]
         if missing := set(columns) - set(types):
             return f"no column {', '.join(sorted(missing))}"
-        want = Counter(repr([from_database(row[c], types[c]) for c in columns]) for row in rows)
+        want = Counter(repr([_in_table(row[c], types[c]) for c in columns]) for row in rows)
         have = Counter(repr([canonical(v) for v in row.values()]) for row in arrow.select(columns).to_pylist())
         if want == have:
             return None
@@ -106,6 +106,15 @@ class Capture:
         found = find_table(self._catalog, "ops.quarantine")
         rows = [] if found is None else found.scan().to_arrow().to_pylist()
         return [row for row in rows if row["source_topic"].startswith(self.name)]
+
+
+def _in_table(value: Any, arrow_type: str) -> Any:
+    """A psycopg value in the form that its column has in a table."""
+    if isinstance(value, float) and arrow_type == "float":
+        value = single(value)
+    if arrow_type == "string" and not isinstance(value, str | type(None)):
+        value = json.dumps(value) if isinstance(value, dict | list) else str(value)
+    return canonical(value)
 
 
 @contextmanager
