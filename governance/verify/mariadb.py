@@ -69,8 +69,10 @@ def position(event: dict[str, Any]) -> tuple[int, int] | None:
     return (file << 32) + at, within
 
 
-def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...]]:
-    """All rows of one table at one moment, with its primary key; none when there is no such table.
+def read(
+    url: str, schema: str, name: str
+) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...], frozenset[str] | None]:
+    """All rows of one table at one moment, with its primary key and its columns; none when there is no such table.
 
     Raises `UnavailableError`, and `ContractError` for a server that does not say what a snapshot sees: MySQL.
     """
@@ -93,16 +95,16 @@ def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]
             )
             key = tuple(str(row[0]) for row in cursor.fetchall())
             cursor.execute(f"SELECT * FROM {_quoted(schema)}.{_quoted(name)}")
-            columns = [column[0] for column in cursor.description]
+            columns = [str(column[0]) for column in cursor.description]
             rows = [dict(zip(columns, map(_value, row), strict=True)) for row in cursor.fetchall()]
         except pymysql.err.ProgrammingError as e:
             if e.args[0] != pymysql.constants.ER.NO_SUCH_TABLE:
                 raise
-            rows, key = [], ()
+            rows, key, columns = [], (), []
         except pymysql.OperationalError as e:
             raise UnavailableError("the source database cannot be read", where=f"{schema}.{name}") from e
     file, at = said["binlog_snapshot_file"], int(said["binlog_snapshot_position"])
-    return Visible(*place({"file": file, "pos": at})), rows, key
+    return Visible(*place({"file": file, "pos": at})), rows, key, frozenset(columns) or None
 
 
 def _quoted(name: str) -> str:
