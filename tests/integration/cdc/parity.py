@@ -330,3 +330,4 @@ class Generator:
         for _ in range(2):
             self._run(0, f"UPDATE goods SET {name} = %s WHERE id > 20", [self._value(self.columns["goods"][name])])
         self._run(0, "DELETE FROM goods WHERE id > 400")
+        self._end(0)

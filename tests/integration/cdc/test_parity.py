@@ -47,7 +47,8 @@ async def test_the_lake_is_what_the_database_is(
         declare_history(engine, tmp_path)
         with closing(engine.session()) as one, closing(engine.session()) as two:
             generator = Generator(engine, random.Random(SEED), (one, two))
-            await asyncio.to_thread(Connect(connect_url).apply, engine.connector)
+            client = Connect(connect_url)
+            await asyncio.to_thread(client.apply, engine.connector)
             async with running(engine.settings) as lifecycle:
                 for number in range(0, STEPS, BETWEEN_CHECKPOINTS):
                     # The first changes come while the snapshot is read.
@@ -56,8 +57,8 @@ async def test_the_lake_is_what_the_database_is(
                     await asyncio.to_thread(generator.settle)
                     live = [await asyncio.to_thread(verified, engine, table) for table in KEYS if number]
                     wrong = await asyncio.to_thread(settled, engine, generator)
-                    trace = "\n".join(generator.done[-150:])
-                    assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, near step {number}: {wrong}\n{trace}"
+                    trace = "\n".join([client.status(engine.connector.name).reason, *generator.done[-150:]])
+                    assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, after step {number}: {wrong}\n{trace}"
                     checks = [await asyncio.to_thread(verified, engine, table) for table in KEYS]
                     generator.snapshot_read = True
                     assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
