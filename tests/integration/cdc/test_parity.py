@@ -55,7 +55,10 @@ async def test_the_lake_is_what_the_database_is(
                     for _ in range(min(BETWEEN_CHECKPOINTS, STEPS - number)):
                         await asyncio.to_thread(generator.step)
                     await asyncio.to_thread(generator.settle)
-                    live = [await asyncio.to_thread(verified, engine, table) for table in KEYS if number]
+                    # Rows from before a new default are behind the database until a change has told the sink of it.
+                    unchanged = [table for table in KEYS if number and table not in generator.defined]
+                    generator.defined.clear()
+                    live = [await asyncio.to_thread(verified, engine, table) for table in unchanged]
                     wrong = await asyncio.to_thread(settled, engine, generator)
                     trace = "\n".join([client.status(engine.connector.name).reason, *generator.done[-150:]])
                     assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, after step {number}: {wrong}\n{trace}"
