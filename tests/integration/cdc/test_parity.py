@@ -60,7 +60,8 @@ async def test_the_lake_is_what_the_database_is(
                     generator.defined.clear()
                     live = [await asyncio.to_thread(verified, engine, table) for table in unchanged]
                     wrong = await asyncio.to_thread(settled, engine, generator)
-                    trace = "\n".join([client.status(engine.connector.name).reason, *generator.done[-150:]])
+                    said = [client.status(engine.connector.name).reason, str(lifecycle.problems())]
+                    trace = "\n".join([*said, *generator.done[-150:]])
                     assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, after step {number}: {wrong}\n{trace}"
                     checks = [await asyncio.to_thread(verified, engine, table) for table in KEYS]
                     generator.snapshot_read = True
