@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +22,11 @@ from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
 from governance.verify.postgres import OPTIONS, Forms, types_of
-from governance.verify.report import Check, coordinates
-from governance.verify.values import canonical, difference, from_avro
+from governance.verify.report import Check
+from governance.verify.states import META, NOWHERE, Keyed, Keyless
+from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
-
-Key = tuple[Hashable, ...]
-META = ("_kafka_partition", "_offset", "_timestamp", "_position", "_order")
-NOWHERE = (-1, -1)
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,7 @@ class DatabaseRows:
     visible: Visible | mariadb.Visible
     rows: list[dict[str, Any]]
     key: tuple[str, ...]
+    # Of each column; none where there is no such table.
     types: dict[str, str]
 
 
@@ -140,6 +136,17 @@ def _position(event: dict[str, Any]) -> tuple[int, int] | None:
     return int(first if first is not None else event["source"].get("lsn") or 0), order
 
 
+def _place(event: dict[str, Any]) -> tuple[int, int]:
+    """What orders a change among those of other partitions; a row of a snapshot is where the log ended then."""
+    if event["op"] != "r":
+        return _position(event) or NOWHERE
+    source = event["source"]
+    if source.get("file") is not None:
+        file, at = mariadb.place(source)
+        return (file << 32) + at, -1
+    return source.get("lsn") or -1, -1
+
+
 def check_current(
     kafka: KafkaReader,
     schemas: Schemas,
@@ -158,7 +165,12 @@ def check_current(
     database = read_database(database_url, schema, name)
     columns = _columns(lake, table)
     forms = (mariadb.Forms if is_mysql(database_url) else Forms)(database.types, columns)
-    held = [forms.held(row) for row in held]
+
+    def compared(row: dict[str, Any]) -> dict[str, Any]:
+        """Without what the database has no more: a column that was dropped stays in the table."""
+        names = database.types
+        return forms.held({n: v for n, v in row.items() if not names or n in names or n in META})
+
     expected = [forms.expected(row) for row in database.rows]
     start = {p: max(table.offsets(topic).get(p, 0), kafka.bounds(topic, p)[0]) for p in range(partitions)}
     applied: dict[int, tuple[int, int]] = {}
@@ -167,7 +179,10 @@ def check_current(
         if ":" in text:
             lsn, order = text.split(":")
             applied[partition] = (int(lsn), int(order))
-    state = _Keyed(database.key, held, dict(applied)) if database.key else _Keyless(held)
+    key = database.key or tuple(filter(None, table.properties.get("headrace.key", "").split(",")))
+    floor = table.properties.get(f"headrace.floor.{topic}", "-1:-1").split(":")
+    held = [compared(row) for row in held]
+    state = (Keyed(key, held) if key else Keyless(held)).raised((int(floor[0]), int(floor[1])))
     deadline = time.monotonic() + patience
     while True:
         for record, event, position in _in_log_order(_changes(kafka, schemas, topic, start)):
@@ -176,8 +191,8 @@ def check_current(
                     continue
                 applied[record.partition] = position
             if event["op"] == "r" or database.visible.shows(event):
-                sides = {side: forms.held(event[side]) for side in ("before", "after") if event.get(side)}
-                state.apply(record, event | sides, position or NOWHERE)
+                sides = {side: compared(event[side]) for side in ("before", "after") if event.get(side)}
+                state.apply(record, event | sides, _place(event))
         if not state.differs(expected) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
@@ -191,92 +206,3 @@ def _columns(lake: Lake, table: Table) -> dict[str, pa.DataType]:
         return {}
     schema = lake.execute(f"SELECT * FROM {lake.scan(table)} LIMIT 0").to_arrow_reader().schema
     return {field.name: field.type for field in schema}
-
-
-def _strip(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in META and value is not None}
-
-
-def _freeze(row: dict[str, Any]) -> Hashable:
-    return tuple(sorted((name, repr(value)) for name, value in _strip(row).items()))
-
-
-class _Keyed:
-    def __init__(self, key: tuple[str, ...], rows: list[dict[str, Any]], marks: Mapping[int, tuple[int, int]]) -> None:
-        """`marks`: up to which position the rows of each partition are known to go."""
-        self._key = key
-        self._marks = marks
-        self._placed: dict[Key, tuple[int, int]] = {}
-        self._twice: list[dict[str, Any]] = []
-        self._rows: dict[Key, dict[str, Any]] = {}
-        for row in rows:
-            at = self._at(row)
-            if at in self._rows:
-                self._twice.append(row)
-            self._rows[at] = row
-
-    def _at(self, row: dict[str, Any]) -> Key:
-        return tuple(row.get(name) for name in self._key)
-
-    def apply(self, record: Record, event: dict[str, Any], position: tuple[int, int]) -> None:
-        if event["op"] == "t":
-            self._rows = {at: row for at, row in self._rows.items() if self._place(at, row) > position}
-        before, after = event.get("before"), event.get("after")
-        if before is not None:
-            self._rows.pop(self._at(before), None)
-        if after is not None:
-            meta = {"_kafka_partition": record.partition, "_offset": record.offset}
-            self._rows[self._at(after)] = {**canonical(after), **meta}
-            self._placed[self._at(after)] = position
-
-    def _place(self, at: Key, row: dict[str, Any]) -> tuple[int, int]:
-        return self._placed.get(at) or self._marks.get(row["_kafka_partition"], NOWHERE)
-
-    def differs(self, expected: list[dict[str, Any]]) -> bool:
-        if self._twice or len(expected) != len(self._rows):
-            return True
-        return any(
-            (row := self._rows.get(self._at(want))) is None or difference(_strip(want), _strip(row)) is not None
-            for want in expected
-        )
-
-    def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
-        for row in self._twice:
-            check.offend(
-                coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {self._at(row)} is there twice"
-            )
-        left = dict(self._rows)
-        for want in expected:
-            at = self._at(want)
-            if at not in left:
-                check.offend(topic, f"key {at} is in the database, not in the table")
-                continue
-            row = left.pop(at)
-            if (wrong := difference(_strip(want), _strip(row))) is not None:
-                check.offend(coordinates(topic, row["_kafka_partition"], row["_offset"]), f"key {at}: {wrong}")
-        for at, row in left.items():
-            where = coordinates(topic, row["_kafka_partition"], row["_offset"])
-            check.offend(where, f"key {at} is in the table, not in the database")
-
-
-class _Keyless:
-    """Without a key only inserts have a meaning: rows compare as a multiset."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._rows = Counter(_freeze(row) for row in rows)
-
-    def apply(self, record: Record, event: dict[str, Any], position: tuple[int, int]) -> None:
-        if event["op"] == "t":
-            self._rows.clear()
-        if event["op"] in ("c", "r") and event.get("after") is not None:
-            self._rows[_freeze(canonical(event["after"]))] += 1
-
-    def differs(self, expected: list[dict[str, Any]]) -> bool:
-        return self._rows != Counter(_freeze(row) for row in expected)
-
-    def report(self, check: Check, topic: str, expected: list[dict[str, Any]]) -> None:
-        want = Counter(_freeze(row) for row in expected)
-        for row, n in (want - self._rows).items():
-            check.offend(topic, f"{n} x in the database, not in the table: {row}")
-        for row, n in (self._rows - want).items():
-            check.offend(topic, f"{n} x in the table, not in the database: {row}")

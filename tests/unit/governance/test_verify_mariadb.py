@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 
 from governance.verify import mariadb
-from governance.verify.current import _in_log_order, _Keyed
+from governance.verify.current import _in_log_order, _place
 from governance.verify.kafka import Record
 from governance.verify.mariadb import Visible, from_mariadb
+from governance.verify.states import Keyed, Keyless
 from schemas import binlog
 
 
@@ -40,19 +41,41 @@ def test_positions_are_those_of_the_pipeline(op: str, row: int) -> None:
     assert mariadb.position(event("r", 2, 1789)) is None
 
 
+def applied(state: Keyed | Keyless, changes: list[tuple[Record, dict[str, Any]]]) -> Keyed | Keyless:
+    for at, change, _ in _in_log_order(changes):
+        state.apply(at, change, _place(change))
+    return state
+
+
 def test_a_truncate_in_one_partition_removes_what_was_before_it_in_all() -> None:
-    held = [{"id": 1, "_kafka_partition": 0, "_offset": 0}, {"id": 2, "_kafka_partition": 1, "_offset": 0}]
-    held += [{"id": 3, "_kafka_partition": 2, "_offset": 9}]
-    state = _Keyed(("id",), held, {2: ((1 << 32) + 900, 1)})
+    held: list[dict[str, Any]] = [{"id": n, "_kafka_partition": n, "_offset": 0} for n in range(3)]
+    held += [{"id": 3, "_kafka_partition": 2, "_offset": 9, "_position": (1 << 32) + 900, "_order": 1}]
+    held += [{"id": 6, "_kafka_partition": 2, "_offset": 8, "_position": (1 << 32) + 400, "_order": 1}]
     changes = [
         (record(0, 1), event("t", 1, 500)),
         (record(1, 1), event("c", 1, 400, after={"id": 4})),
         (record(1, 2), event("c", 1, 600, after={"id": 5})),
     ]
-    for at, change, position in _in_log_order(changes):
-        assert position is not None
-        state.apply(at, change, position)
-    assert not state.differs([{"id": 3}, {"id": 5}])
+    assert not applied(Keyed(("id",), held), changes).differs([{"id": 3}, {"id": 5}])
+
+
+def test_a_change_from_before_the_truncate_that_a_table_knows_is_not_applied() -> None:
+    changes = [(record(1, 1), event("r", 1, 400, after={"id": 4})), (record(1, 2), event("c", 1, 600, after={"id": 5}))]
+    for state in (Keyed(("id",), []), Keyless([])):
+        assert not applied(state.raised(((1 << 32) + 500, 0)), changes).differs([{"id": 5}])
+
+
+def test_rows_without_a_key_are_changed_by_what_they_were() -> None:
+    changes = [
+        (record(0, 1), event("u", 1, 1, before={"n": 1}, after={"n": 2, "s": None})),
+        (record(0, 2), event("d", 1, 2, before={"n": 1, "s": None})),
+        (record(0, 3), event("c", 1, 3, after={"n": 3})),
+    ]
+    state = applied(Keyless([{"n": 1}] * 3), changes)
+    assert not state.differs([{"n": 1}, {"n": 2}, {"n": 3}])
+    assert state.differs([{"n": 1}, {"n": 1}, {"n": 3}])
+    owed = applied(state, [(record(0, 4), event("d", 1, 4, before={"n": 9}))])
+    assert owed.differs([{"n": 1}, {"n": 2}, {"n": 3}])
 
 
 def test_rows_of_a_snapshot_keep_their_turn_among_the_changes_of_their_partition() -> None:

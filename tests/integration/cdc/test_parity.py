@@ -1,0 +1,195 @@
+"""Random changes of rows and definitions, through the real connector and sink: at every checkpoint the current state is
+what a SELECT says, and so is the changelog replayed, and the open versions of the history; `headrace verify` agrees.
+
+`HEADRACE_PARITY_STEPS=5000 pytest tests/integration/cdc/test_parity.py` is the long form, with a seed of its own each
+time. `HEADRACE_PARITY_SEED` does a run again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from connectors.connect import Connect
+from governance.verify.avro import Schemas
+from governance.verify.current import check_current
+from governance.verify.kafka import KafkaReader
+from governance.verify.lake import Lake
+from headrace.config import Settings
+from schemas.names import table_name
+from sinks.iceberg.catalog import find_table, open_catalog
+from tests.integration.cdc.parity import KEYS, Engine, Generator, Row, mariadb, postgresql
+from tests.integration.sinks.iceberg.shop import running
+
+STEPS = int(os.environ.get("HEADRACE_PARITY_STEPS", "120"))
+SEED = os.environ.get("HEADRACE_PARITY_SEED") or (
+    str(random.randrange(10**6)) if "HEADRACE_PARITY_STEPS" in os.environ else "5"
+)
+BETWEEN_CHECKPOINTS = 60
+Made = Callable[[Settings, Callable[[str], str], Path], AbstractContextManager[Engine]]
+
+
+@pytest.mark.parametrize("made", [postgresql, mariadb])
+async def test_the_lake_is_what_the_database_is(
+    made: Made, settings: Settings, connect_url: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    with made(settings, request.getfixturevalue, tmp_path) as engine:
+        declare_history(engine, tmp_path)
+        with closing(engine.session()) as one, closing(engine.session()) as two:
+            generator = Generator(engine, random.Random(SEED), (one, two))
+            client = Connect(connect_url)
+            await asyncio.to_thread(client.apply, engine.connector)
+            async with running(engine.settings) as lifecycle:
+                for number in range(0, STEPS, BETWEEN_CHECKPOINTS):
+                    # The first changes come while the snapshot is read.
+                    for _ in range(min(BETWEEN_CHECKPOINTS, STEPS - number)):
+                        await asyncio.to_thread(generator.step)
+                    await asyncio.to_thread(generator.settle)
+                    # Rows from before a new default are behind the database until a change has told the sink of it.
+                    unchanged = [table for table in KEYS if number and table not in generator.defined]
+                    generator.defined.clear()
+                    live = [await asyncio.to_thread(verified, engine, table) for table in unchanged]
+                    wrong = await asyncio.to_thread(settled, engine, generator)
+                    said = [client.status(engine.connector.name).reason, str(lifecycle.problems())]
+                    trace = "\n".join([*said, *generator.done[-150:]])
+                    assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, after step {number}: {wrong}\n{trace}"
+                    checks = [await asyncio.to_thread(verified, engine, table) for table in KEYS]
+                    generator.snapshot_read = True
+                    assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
+                assert lifecycle.problems() == {}
+
+
+def declare_history(engine: Engine, folder: Path) -> None:
+    contracts = folder / "schemas" / "contracts"
+    contracts.mkdir(parents=True)
+    storage = {"table": _name(engine, "silver", "kept"), "history": _name(engine, "silver", "kept_history")}
+    fields: list[Row] = [{"name": "id", "type": "int"}]
+    fields += [{"name": n, "type": ["null", t], "default": None} for n, t in (("n", "int"), ("label", "string"))]
+    contract: Row = {
+        "type": "record",
+        "name": "Kept",
+        "owner": "somebody",
+        "topic": engine.topic("kept"),
+        "key": ["id"],
+    }
+    contract |= {"envelope": "debezium", "storage": storage | {"mode": "current"}, "fields": fields}
+    (contracts / "kept.avsc").write_text(json.dumps(contract))
+
+
+def _name(engine: Engine, layer: str, table: str) -> str:
+    return table_name(layer, engine.topic(table))
+
+
+def settled(engine: Engine, generator: Generator, seconds: float = 150) -> str:
+    """What still differs after that time."""
+    deadline = time.monotonic() + seconds
+    catalog = open_catalog(engine.settings.lake)
+    wanted = {table: select(engine, table) for table in KEYS}
+
+    def landed(layer: str, table: str) -> list[Row]:
+        found = find_table(catalog, _name(engine, layer, table))
+        return [] if found is None else found.scan().to_arrow().to_pylist()
+
+    def differences() -> str:
+        for table, (columns, rows) in wanted.items():
+            if wrong := unlike(rows, landed("silver", table), columns):
+                return f"the current state of {table}: {wrong}"
+        for table, (columns, rows) in wanted.items():
+            defaults = {name: column.default for name, column in generator.columns[table].items()}
+            if wrong := unlike(
+                rows, replayed(engine, KEYS[table], landed("bronze", table), columns, defaults), columns, defaults
+            ):
+                return f"the changelog of {table}, replayed: {wrong}"
+        columns, rows = wanted["kept"]
+        open_ones = [row for row in landed("silver", "kept_history") if row["valid_to"] is None]
+        if wrong := unlike(rows, open_ones, columns):
+            return f"the open versions of kept: {wrong}"
+        quarantine = find_table(catalog, "ops.quarantine")
+        refused = [] if quarantine is None else quarantine.scan().to_arrow().to_pylist()
+        mine = {engine.topic(table) for table in KEYS}
+        return "; ".join({f"quarantined: {q['reason']}" for q in refused if q["source_topic"] in mine})
+
+    while (wrong := differences()) and time.monotonic() < deadline:
+        time.sleep(0.3)
+    return wrong
+
+
+def select(engine: Engine, table: str) -> tuple[list[str], list[Row]]:
+    with closing(engine.session()) as session, session.cursor() as cursor:
+        cursor.execute(f"SELECT * FROM {table}")
+        columns = [column[0] for column in cursor.description]
+        return columns, [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+
+
+def unlike(want: list[Row], have: list[Row], columns: list[str], defaults: dict[str, Any] | None = None) -> str | None:
+    """Rows of one side alone, by the database's columns. `defaults`: what an absent value stands for."""
+
+    def counted(rows: list[Row]) -> Counter[tuple[Any, ...]]:
+        return Counter(_values(row, columns, defaults or {}) for row in rows)
+
+    missing, surplus = counted(want) - counted(have), counted(have) - counted(want)
+    if not missing and not surplus:
+        return None
+    return f"{columns}: database only {list(missing.items())[:4]}, lake only {list(surplus.items())[:4]}"
+
+
+def replayed(
+    engine: Engine, key: tuple[str, ...], changes: list[Row], columns: list[str], defaults: dict[str, Any]
+) -> list[Row]:
+    """The rows that the changes leave, applied one by one in the order of the database's log, snapshot first."""
+    changes = [change for change in changes if change["op"] is not None]  # tombstones have none
+    changes.sort(key=lambda change: _turn(engine, change))
+    state: dict[Any, Row] = {}
+    spare: dict[Any, list[Any]] = {}
+
+    def name(row: Row, number: int) -> Any:
+        return tuple(row[n] for n in key) if key else number
+
+    for number, change in enumerate(changes):
+        before, after = change["before"], change["after"]
+        if change["op"] == "t":
+            state.clear()
+            spare.clear()
+        if change["op"] in ("u", "d"):
+            if key:
+                state.pop(name(before or after, number), None)
+            else:
+                del state[spare[_values(before, columns, defaults)].pop()]
+        if after is not None:
+            state[name(after, number)] = after
+            if not key:
+                spare.setdefault(_values(after, columns, defaults), []).append(number)
+    return list(state.values())
+
+
+def _turn(engine: Engine, change: Row) -> tuple[Any, ...]:
+    place = () if change["op"] == "r" else engine.place(change)
+    return place, change["_kafka_partition"], change["_offset"]
+
+
+def _values(row: Row, columns: list[str], defaults: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(defaults.get(name) if row.get(name) is None else row[name] for name in columns)
+
+
+def verified(engine: Engine, table: str) -> list[str]:
+    """What `headrace verify` finds of the current state, now."""
+    kafka, schemas, lake = (
+        KafkaReader(engine.settings.kafka),
+        Schemas(engine.settings.registry.url),
+        Lake(engine.settings.lake),
+    )
+    held = lake.table(_name(engine, "silver", table))
+    assert held is not None
+    topic = engine.topic(table)
+    check = check_current(kafka, schemas, lake, topic, kafka.topics()[topic], held, engine.url, patience=20)
+    return check.offences
