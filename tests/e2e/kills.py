@@ -45,7 +45,7 @@ def _send(demo: Headrace, name: str, number: signal.Signals) -> Back:
             up = row["state"] == "running" and row["restarts"] > before["restarts"]
             return row if up else None
 
-        row = eventually(180, f"{name} is back", restarted)
+        row = eventually(300, f"{name} is back", restarted)
         assert row["pid"] != before["pid"]
         return f"pid {before['pid']} ended by {number.name}, now {row['pid']}"
 

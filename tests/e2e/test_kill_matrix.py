@@ -120,32 +120,38 @@ class Course:
         """The sink is halted whenever it has written a file: if that holds rows that the table has, it compacts."""
         eventually(240, "the table is there", lambda: self.metadata()["path"])
         folder = self.metadata()["path"].parents[1]
-        known, deadline = set(folder.rglob("*.parquet")), time.monotonic() + 180
+        known, deadline = set(folder.rglob("*.parquet")), time.monotonic() + 240
         while time.monotonic() < deadline:
-            new = set(folder.rglob("*.parquet")) - known
+            new = sorted(set(folder.rglob("*.parquet")) - known)
             if not new:
-                time.sleep(0.005)
+                time.sleep(0.01)
                 continue
-            known |= new
             process = sink()
             process.suspend()
             try:
-                if seen := next((s for path in new if (s := self.rewritten(path))), ""):
-                    return seen, strike()
+                for path in new:
+                    seen = self.rewritten(path)
+                    if seen:
+                        return seen, strike()
+                    if seen is not None:
+                        known.add(path)
             finally:
                 with suppress(psutil.NoSuchProcess):
                     process.resume()
+            time.sleep(0.01)
         raise AssertionError("no compaction was met")
 
-    def rewritten(self, path: Path) -> str:
-        """What shows that the file is one of a compaction that is not committed yet."""
+    def rewritten(self, path: Path) -> str | None:
+        """What shows that the file is one of a compaction that is not committed yet; None while it is being written."""
         metadata = self.metadata()
         if path.name.endswith("-deletes.parquet") or path.stat().st_mtime_ns < metadata["path"].stat().st_mtime_ns:
             return ""
         try:
             rows = pq.ParquetFile(path).read(["_kafka_partition", "_offset"]).to_pylist()
-        except (OSError, ValueError):  # not written to its end yet
+        except FileNotFoundError:
             return ""
+        except (OSError, ValueError):  # pyarrow's words for a file without its end
+            return None
         landed = {p: int(metadata["properties"].get(f"headrace.offset.{self.topic}.{p}", 0)) for p in (0, 1)}
         held = sum(row["_offset"] < landed[row["_kafka_partition"]] for row in rows)
         return f"{held} rows of the table in a new file of {len(rows)}" if rows and held == len(rows) else ""
