@@ -116,17 +116,16 @@ class Course:
         eventually(60, "changes come", lambda: self.records() > before and self.load.commits > committed)
         return f"{self.records() - before} records from {self.load.commits - committed} commits", strike()
 
-    def compaction(self, strike: Strike, sink: Callable[[], psutil.Process]) -> tuple[str, Back]:
+    def compaction(self, strike: Strike, process: psutil.Process) -> tuple[str, Back]:
         """The sink is halted whenever it has written a file: if that holds rows that the table has, it compacts."""
         eventually(240, "the table is there", lambda: self.metadata()["path"])
         folder = self.metadata()["path"].parents[1]
         known, deadline = set(folder.rglob("*.parquet")), time.monotonic() + 240
         while time.monotonic() < deadline:
-            new = sorted(set(folder.rglob("*.parquet")) - known)
+            new = [p for p in set(folder.rglob("*.parquet")) - known if not p.name.endswith("-deletes.parquet")]
             if not new:
                 time.sleep(0.01)
                 continue
-            process = sink()
             process.suspend()
             try:
                 for path in new:
@@ -144,7 +143,7 @@ class Course:
     def rewritten(self, path: Path) -> str | None:
         """What shows that the file is one of a compaction that is not committed yet; None while it is being written."""
         metadata = self.metadata()
-        if path.name.endswith("-deletes.parquet") or path.stat().st_mtime_ns < metadata["path"].stat().st_mtime_ns:
+        if path.stat().st_mtime_ns < metadata["path"].stat().st_mtime_ns:
             return ""
         try:
             rows = pq.ParquetFile(path).read(["_kafka_partition", "_offset"]).to_pylist()
@@ -234,9 +233,9 @@ def run(demo: Headrace, settings: Settings, number: int, plan: dict[str, str], r
             course.begin()
         for phase, victim in plan.items():
             step: Any = getattr(course, phase.replace(" ", "_"))
-            more = (lambda: psutil.Process(demo.status()["sink"]["pid"]),) if phase == "compaction" else ()
-            if more:
-                eventually(120, "the sink runs", lambda: demo.status()["sink"]["pid"])
+            more: tuple[psutil.Process, ...] = ()
+            if phase == "compaction":
+                more = (psutil.Process(eventually(120, "the sink runs", lambda: demo.status()["sink"]["pid"])),)
             commits, begun = load.commits, time.monotonic()
             met, back = step(lambda v=victim: kill(demo, v, rng), *more)
             seen.append({"phase": phase, "victim": victim, "met": met, "seen": back()})
