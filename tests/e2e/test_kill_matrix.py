@@ -31,7 +31,7 @@ from connectors.watch import Watch
 from headrace.config import Settings, load_settings
 from headrace.errors import HeadraceError, TerminalError
 from headrace.lake import query, table_locations
-from tests.e2e.conftest import KILL_CONNECTOR, Headrace, eventually
+from tests.e2e.conftest import KILL_COURSES, Headrace, eventually
 from tests.e2e.kills import VICTIMS, Back, kill
 from tests.e2e.load import ROWS, Load
 
@@ -64,9 +64,7 @@ class Course:
         self.settings, self.load, self.rng = settings, load, rng
         self.name = load.schema
         self.connect = Connect(settings.connect.url)
-        file = folder / f"{self.name}.json"
-        file.write_text(KILL_CONNECTOR.replace("course", self.name))
-        self.connector = load_connector(file)
+        self.connector = load_connector(folder / f"{self.name}.json")
         self.topic = f"kill.{self.name}.rows"
         self.table = f"silver.kill_{self.name}_rows"
         self._asker = Consumer(
@@ -227,8 +225,8 @@ class Course:
 def run(demo: Headrace, settings: Settings, number: int, plan: dict[str, str], rng: Random) -> list[dict[str, str]]:
     """One course; what was killed and what was seen."""
     seen = []
-    with Load(settings.databases["kill"], f"course{number}", rng) as load:
-        course = Course(settings, load, rng, demo.home.parent)
+    with Load(settings.databases["kill"], KILL_COURSES[number - 1], rng) as load:
+        course = Course(settings, load, rng, demo.home.parent / "content" / "connectors" / "debezium")
         if PHASES[0] not in plan:
             course.begin()
         for phase, victim in plan.items():
