@@ -1,0 +1,286 @@
+"""Everything is killed, anywhere: each victim in each phase of a capture, under load, and nobody helps.
+
+A course is one capture that goes through all phases. The short form is one course with kills in some phases, drawn by a
+seed; HEADRACE_KILL_COURSES=8 is the whole matrix, each victim in each phase once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from connectors import snapshots
+from connectors.connect import Connect, load_connector
+from connectors.databases import prepare_source
+from connectors.lifecycle import source_offset
+from connectors.watch import Watch
+from headrace.config import Settings, load_settings
+from headrace.errors import HeadraceError, TerminalError
+from headrace.lake import query, table_locations
+from tests.e2e.conftest import KILL_COURSES, Headrace, eventually
+from tests.e2e.kills import VICTIMS, Back, kill
+from tests.e2e.load import ROWS, Load
+
+SEED = int(os.environ.get("HEADRACE_KILL_SEED", time.time_ns() % 1_000_000))
+COURSES = int(os.environ.get("HEADRACE_KILL_COURSES", "0"))
+PHASES = ("initial snapshot", "streaming", "compaction", "evolution", "incremental snapshot")
+SHORT = 3
+LEAST_COMMITS = 100
+
+# The first test waits for the whole stack to start.
+pytestmark = pytest.mark.timeout(1500 + 900 * COURSES)
+
+Strike = Callable[[], Back]
+
+
+def plans(rng: Random) -> list[dict[str, str]]:
+    """Phase -> victim for each course. Whole, a Latin rectangle: each pair once."""
+    victims = rng.sample(VICTIMS, len(VICTIMS))
+    if not COURSES:
+        return [dict(zip(sorted(rng.sample(PHASES, SHORT), key=PHASES.index), victims, strict=False))]
+    return [
+        {phase: victims[(course + at) % len(victims)] for at, phase in enumerate(PHASES)} for course in range(COURSES)
+    ]
+
+
+class Course:
+    """One capture, its phases in order; each phase waits until it is truly in it, strikes, and says what it saw."""
+
+    def __init__(self, settings: Settings, load: Load, rng: Random, folder: Path) -> None:
+        self.settings, self.load, self.rng = settings, load, rng
+        self.name = load.schema
+        self.connect = Connect(settings.connect.url)
+        self.connector = load_connector(folder / f"{self.name}.json")
+        self.topic = f"kill.{self.name}.rows"
+        self.table = f"silver.kill_{self.name}_rows"
+        self._asker = Consumer(
+            {"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": "kills", "log_level": 0}
+        )
+
+    def records(self) -> int:
+        """Records in the large table's topic; 0 while it is not there."""
+        places = [TopicPartition(self.topic, partition) for partition in (0, 1)]
+        try:
+            return sum(self._asker.get_watermark_offsets(place, timeout=5)[1] for place in places)
+        except KafkaException:
+            return 0
+
+    def streams(self) -> bool:
+        with suppress(HeadraceError):
+            offset = source_offset(self.connect, self.name)
+            return "lsn_proc" in offset and self.connect.status(self.name).running
+        return False
+
+    def metadata(self) -> dict[str, Any]:
+        """Of the current state, with the file's own path; without columns while there is no table."""
+        location = table_locations(self.settings.lake).get(self.table)
+        if location is None:
+            return {"path": None, "columns": ()}
+        path = Path(urlsplit(location).path)
+        found: dict[str, Any] = json.loads(path.read_text())
+        schema = next(s for s in found["schemas"] if s["schema-id"] == found["current-schema-id"])
+        return {**found, "path": path, "columns": [field["name"] for field in schema["fields"]]}
+
+    def initial_snapshot(self, strike: Strike) -> tuple[str, Back]:
+        enough = self.rng.uniform(0.02, 0.6) * ROWS
+        self.begin()
+        eventually(120, "rows are being read", lambda: self.records() > enough, every=0.02)
+        read = self.records()
+        assert read < ROWS, "the snapshot was over before the kill"
+        return f"{read} of {ROWS} rows read", strike()
+
+    def begin(self) -> None:
+        prepare_source(self.settings, self.connector)
+        self.connect.call("PUT", f"/connectors/{self.name}/config", body=dict(self.connector.config))
+
+    def streaming(self, strike: Strike) -> tuple[str, Back]:
+        eventually(240, "changes stream", self.streams)
+        before, committed = self.records(), self.load.commits
+        time.sleep(self.rng.uniform(1, 5))
+        eventually(60, "changes come", lambda: self.records() > before and self.load.commits > committed)
+        return f"{self.records() - before} records from {self.load.commits - committed} commits", strike()
+
+    def compaction(self, strike: Strike, process: psutil.Process) -> tuple[str, Back]:
+        """The sink is halted whenever it has written a file: if that holds rows that the table has, it compacts."""
+        eventually(240, "the table is there", lambda: self.metadata()["path"])
+        folder = self.metadata()["path"].parents[1]
+        known, deadline = set(folder.rglob("*.parquet")), time.monotonic() + 240
+        while time.monotonic() < deadline:
+            new = [p for p in set(folder.rglob("*.parquet")) - known if not p.name.endswith("-deletes.parquet")]
+            if not new:
+                time.sleep(0.01)
+                continue
+            process.suspend()
+            try:
+                for path in new:
+                    seen = self.rewritten(path)
+                    if seen:
+                        return seen, strike()
+                    if seen is not None:
+                        known.add(path)
+            finally:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+            time.sleep(0.01)
+        raise AssertionError("no compaction was met")
+
+    def rewritten(self, path: Path) -> str | None:
+        """What shows that the file is one of a compaction that is not committed yet; None while it is being written."""
+        metadata = self.metadata()
+        if path.stat().st_mtime_ns < metadata["path"].stat().st_mtime_ns:
+            return ""
+        try:
+            rows = pq.ParquetFile(path).read(["_kafka_partition", "_offset"]).to_pylist()
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError):  # pyarrow's words for a file without its end
+            return None
+        landed = {p: int(metadata["properties"].get(f"headrace.offset.{self.topic}.{p}", 0)) for p in (0, 1)}
+        held = sum(row["_offset"] < landed[row["_kafka_partition"]] for row in rows)
+        return f"{held} rows of the table in a new file of {len(rows)}" if rows and held == len(rows) else ""
+
+    def evolution(self, strike: Strike) -> tuple[str, Back]:
+        eventually(240, "the table is there", lambda: self.metadata()["path"])
+        self.load.change_key()
+        for _ in range(8):
+            column = self.load.add_column()
+            time.sleep(self.rng.uniform(0, 3))
+            if column not in self.metadata()["columns"]:
+                return f"{column} in the source, not in the table; another key", strike()
+        raise AssertionError("every column was in the table before the kill")
+
+    def incremental_snapshot(self, strike: Strike) -> tuple[str, Back]:
+        eventually(240, "changes stream", self.streams)
+        rows = f"{self.name}.rows"
+        with closing(Watch(self.settings)) as watch:
+            target = snapshots.find(watch, self.settings, rows, self.name)
+            number = snapshots.execute(watch, self.settings, target, rows)
+            enough = self.rng.randint(1, 20)
+
+            def chunks() -> int:
+                found = watch.notices.snapshots(target.notices).get(number)
+                return sum(len(scan.chunks) for scan in found.tables.values()) if found else 0
+
+            eventually(120, "chunks are being read", lambda: chunks() >= enough, every=0.05)
+            read = chunks()
+            assert not watch.notices.known(target.notices)[number].over, "the snapshot was over before the kill"
+            back = strike()
+
+        def over() -> str:
+            told = back()
+            with closing(Watch(self.settings)) as watch:
+
+                def state() -> str:
+                    with suppress(HeadraceError):
+                        found = watch.notices.snapshots(target.notices)[number]
+                        return found.state if found.over else ""
+                    return ""
+
+                assert eventually(300, "the snapshot goes on", state) == "completed"
+            return f"{told}; the snapshot has gone on to its end"
+
+        return f"{read} chunks read", over
+
+    def difference(self, table: str) -> dict[str, Any]:
+        """Empty when source and current state hold the same multiset of rows."""
+        names, rows = self.load.read(table)
+        wanted = Counter(rows)
+        try:
+            columns = ", ".join(f'"{name}"' for name in names)
+            held = Counter(
+                query(self.settings.lake, f"SELECT {columns} FROM silver.kill_{self.name}_{table}").fetchall()
+            )
+        except TerminalError as e:
+            return {"not readable yet": str(e)}
+        if wanted == held:
+            return {}
+        missing, extra = wanted - held, held - wanted
+        return {
+            "missing": (missing.total(), missing.most_common(2)),
+            "extra": (extra.total(), extra.most_common(2)),
+            "rows": (wanted.total(), held.total()),
+        }
+
+    def close(self) -> None:
+        """Its rows stay to be verified; the connector and its slot make room for the next."""
+        self.connect.remove(self.name)
+        self.connect.close()
+        self._asker.close()
+
+
+def run(demo: Headrace, settings: Settings, number: int, plan: dict[str, str], rng: Random) -> list[dict[str, str]]:
+    """One course; what was killed and what was seen."""
+    seen = []
+    with Load(settings.databases["kill"], KILL_COURSES[number - 1], rng) as load:
+        course = Course(settings, load, rng, demo.home.parent / "content" / "connectors" / "debezium")
+        if PHASES[0] not in plan:
+            course.begin()
+        for phase, victim in plan.items():
+            step: Any = getattr(course, phase.replace(" ", "_"))
+            more: tuple[psutil.Process, ...] = ()
+            if phase == "compaction":
+                more = (psutil.Process(eventually(120, "the sink runs", lambda: demo.status()["sink"]["pid"])),)
+            commits, begun = load.commits, time.monotonic()
+            met, back = step(lambda v=victim: kill(demo, v, rng), *more)
+            seen.append({"phase": phase, "victim": victim, "met": met, "seen": back()})
+            eventually(60, "the load goes on", lambda c=commits: load.commits > c + 10)
+            print(f"{number}: {seen[-1]}, {time.monotonic() - begun:.0f} s", flush=True)
+        eventually(240, "changes stream", course.streams)
+        eventually(60, "enough has changed", lambda: load.commits > LEAST_COMMITS)
+        load.finish()
+        begun = time.monotonic()
+        for table in ("rows", "moved"):
+            last: dict[str, Any] = {}
+
+            def equal(table: str = table, last: dict[str, Any] = last) -> bool:
+                last.clear()
+                last.update(course.difference(table))
+                return not last
+
+            try:
+                eventually(240, f"{table} equals the source", equal)
+            except AssertionError as e:
+                raise AssertionError(f"{e}: {last}; after {seen}") from None
+        records = course.records()
+        assert records > ROWS + LEAST_COMMITS, "too little came through"
+        print(f"{number}: equal after {time.monotonic() - begun:.0f} s; {load.commits} commits, {records} records")
+        course.close()
+    return seen
+
+
+def test_anything_may_be_killed_anywhere(demo: Headrace) -> None:
+    rng = Random(SEED)
+    print(f"HEADRACE_KILL_SEED={SEED} HEADRACE_KILL_COURSES={COURSES}", flush=True)
+    admin = demo.get("postgres.url")
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE kill")
+    url = admin.rsplit("/", 1)[0] + "/kill"
+    content = [Path(folder) for folder in demo.environ["HEADRACE_CONTENT"].split(os.pathsep)]
+    mine = Headrace(demo.home, content, HEADRACE_DATABASES__KILL=url)
+    settings = load_settings(environ=mine.environ, folder=demo.home.parent)
+    seen = []
+    planned = plans(rng)
+    for number, plan in enumerate(planned, 1):
+        seen += run(mine, settings, number, plan, rng)
+    wanted = [(phase, victim) for plan in planned for phase, victim in plan.items()]
+    assert [(one["phase"], one["victim"]) for one in seen] == wanted
+    eventually(180, "all run again", lambda: {row["state"] for row in demo.status().values()} == {"running"})
+    done = mine("verify", "--patience", "120", check=False, timeout=1200)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{seen}"
+    assert "everything agrees" in done.stderr
+    for number in range(1, len(planned) + 1):
+        assert f"silver.kill_course{number}_rows equals course{number}.rows" in done.stdout
