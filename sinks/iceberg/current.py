@@ -280,19 +280,18 @@ class CurrentTable(KeyedTable):
             going = changes.going
             if not going.any() or changes.before is None:
                 continue
-            names = changes.before.schema.names
+            columns = pa.schema([fitted.columns.field(name) for name in changes.before.schema.names])
             after = pa.concat_tables([fit_rows(rows, fitted.columns) for rows in batches[: number + 1]])
-            before = fit_rows(changes.before, pa.schema([fitted.columns.field(name) for name in names]))
             start = int(starts[number])
             with trouble(self.name):
                 missing = batch.apply(
                     start,
                     going,
-                    wholerows.row_names(before, names),
+                    wholerows.row_names(changes.before, columns),
                     changes.present,
-                    wholerows.row_names(after, names),
+                    wholerows.row_names(after, columns),
                     self.table,
-                    names,
+                    columns,
                 )
             rejects += refused(
                 parts, start + missing, self.stage, "before", "the row that it changes is not in the table"

@@ -81,6 +81,35 @@ def test_rows_of_before_hold_an_added_columns_default(catalog):
     assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (3, None), (4, None), (6, 7), (8, 1)]
 
 
+WIDER = pa.struct([("id", pa.int64()), ("n", pa.int64()), ("added", pa.float32())])
+
+
+@pytest.mark.parametrize("key", [(), ("id",)], ids=["keyless", "keyed"])
+@pytest.mark.parametrize("op", ["d", "u"])
+def test_the_first_change_after_a_column_was_added_finds_a_row_from_before_it(catalog, key, op):
+    """The table has neither the column nor the wider type yet, and only the row before says that it is null."""
+    narrow = envelope_schema(pa.struct([("id", pa.int64()), ("n", pa.int32())]))
+    wider = envelope_schema(WIDER)
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    old = [change("c", {"id": n, "n": n}, n) for n in (1, 2)]
+    land(table, slice_of(old, schema=narrow, key_fields=key))
+    before = {"id": 1, "n": 1, "added": None}
+    first = {**change(op, before if op == "d" else {**before, "added": 1.5}, 10), "before": before}
+    prepared = land(table, slice_of([first], 2, schema=wider, key_fields=key))
+    assert not prepared.rejects
+    land(table, slice_of([change("c", {"id": 3, "n": 1 << 40, "added": 2.5}, 11)], 3, schema=wider, key_fields=key))
+    changed = [] if op == "d" else [(1, 1, 1.5)]
+    assert rows_of(table, "id", "n", "added") == [*changed, (2, 2, None), (3, 1 << 40, 2.5)]
+
+
+def test_a_delete_that_brings_a_default_finds_a_row_from_before_it(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, replace(part([change("c", {"id": n}, n) for n in (1, 2)], rated=False), key_fields=()))
+    gone = part([change("d", {"id": 1, "rated": 7}, 10)], 2, rated=True)
+    assert not land(table, replace(gone, key_fields=())).rejects
+    assert rows_of(table, "id", "rated") == [(2, 7)]
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_making_rows_anew_survives_a_failing_call(catalog, after):
     for call in range(1, 12):
