@@ -31,6 +31,7 @@ from sinks.iceberg import progress, wholerows
 from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
 from sinks.iceberg.changes import Folded, fold, join
 from sinks.iceberg.commit import Change, trouble
+from sinks.iceberg.evolve import set_aside
 from sinks.iceberg.follow import (
     Added,
     absent_filled,
@@ -280,14 +281,15 @@ class CurrentTable(KeyedTable):
             going = changes.going
             if not going.any() or changes.before is None:
                 continue
-            columns = pa.schema([fitted.columns.field(name) for name in changes.before.schema.names])
+            before = set_aside(fitted.columns, changes.before)
+            columns = pa.schema([fitted.columns.field(name) for name in before.schema.names])
             after = pa.concat_tables([fit_rows(rows, fitted.columns) for rows in batches[: number + 1]])
             start = int(starts[number])
             with trouble(self.name):
                 missing = batch.apply(
                     start,
                     going,
-                    wholerows.row_names(changes.before, columns),
+                    wholerows.row_names(before, columns),
                     changes.present,
                     wholerows.row_names(after, columns),
                     self.table,

@@ -194,6 +194,19 @@ def test_another_type_is_refused_or_has_a_column_of_its_own(catalog):
     assert [r.rule for r in land(aside, retyped).rejects] == ["schema: type"], "a key keeps its type"
 
 
+@pytest.mark.parametrize("text", ["five", "5"])
+def test_rows_without_a_key_are_found_by_a_column_that_was_set_aside(catalog, text):
+    """Those of before the other type are not: what their value is as the new type, only the source knows."""
+    typed = [envelope_schema(pa.struct([("id", pa.int64()), ("n", kind)])) for kind in (pa.int32(), pa.string())]
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC, retyped="column"))
+    land(table, slice_of([change("c", {"id": 1, "n": 5}, 1)], schema=typed[0], key_fields=()))
+    land(table, slice_of([change("c", {"id": 2, "n": text}, 2)], 1, schema=typed[1], key_fields=()))
+    gone = [change("d", {"id": 2, "n": text}, 3), change("d", {"id": 1, "n": "5"}, 4)]
+    (reject,) = land(table, slice_of(gone, 2, schema=typed[1], key_fields=())).rejects
+    assert (reject.rule, reject.rows.tolist()) == ("before", [1])
+    assert rows_of(table, "id", "n", "n_string") == [(1, 5, None)]
+
+
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
