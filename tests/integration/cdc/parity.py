@@ -170,8 +170,6 @@ class Generator:
         }
     )
     snapshot_read: bool = False
-    defined: set[str] = field(default_factory=set)
-    """Tables whose definition changed; the caller empties it."""
     done: list[str] = field(default_factory=list)
     _added: int = 0
 
@@ -323,7 +321,6 @@ class Generator:
         else:
             return
         self._run(0, f"ALTER TABLE {table} {clause}")
-        self.defined.add(table)
         self._end(0, commit=True)
 
     def _burst(self) -> None:
