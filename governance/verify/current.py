@@ -18,6 +18,7 @@ import pyarrow as pa
 from psycopg import sql
 
 from governance.verify import mariadb
+from governance.verify.added import Added
 from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
@@ -27,6 +28,7 @@ from governance.verify.states import META, NOWHERE, Keyed, Keyless
 from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
+from schemas.envelope import row_schema
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def read_database(url: str, schema: str, name: str) -> DatabaseRows:
 def _changes(
     kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int]
 ) -> list[tuple[Record, dict[str, Any]]]:
-    """Change events from `start` to the end of each partition; `start` is moved there."""
+    """Change events from `start` to the end of each partition; `start` is moved there. `fields` of each are those of
+    its writer's row, by name."""
     found = []
     for partition, offset in list(start.items()):
         high = kafka.bounds(topic, partition)[1]
@@ -105,7 +108,8 @@ def _changes(
                 value, schema = schemas.decode(record.value)
             except DecodeError:
                 continue
-            found.append((record, from_avro(value, schema)))
+            fields = {field["name"]: field for field in row_schema(schema)["fields"]}
+            found.append((record, from_avro(value, schema) | {"fields": fields}))
         start[partition] = max(high, offset)
     return found
 
@@ -183,6 +187,7 @@ def check_current(
     floor = table.properties.get(f"headrace.floor.{topic}", "-1:-1").split(":")
     held = [compared(row) for row in held]
     state = (Keyed(key, held) if key else Keyless(held)).raised((int(floor[0]), int(floor[1])))
+    added = Added(columns, table.properties)
     deadline = time.monotonic() + patience
     while True:
         for record, event, position in _in_log_order(_changes(kafka, schemas, topic, start)):
@@ -190,9 +195,13 @@ def check_current(
                 if position <= applied.get(record.partition, NOWHERE):
                     continue
                 applied[record.partition] = position
+            fields, place = event["fields"], _place(event)
+            # Also by a change that the database's rows are too old for: `compared` knows the columns that they have.
+            state.fill(compared(added.learn(fields, place)))
             if event["op"] == "r" or database.visible.shows(event):
-                sides = {side: compared(event[side]) for side in ("before", "after") if event.get(side)}
-                state.apply(record, event | sides, _place(event))
+                rows = {side: row for side in ("before", "after") if (row := event.get(side))}
+                sides = {side: compared(added.filled(row, fields, place)) for side, row in rows.items()}
+                state.apply(record, event | sides, place)
         if not state.differs(expected) or time.monotonic() > deadline:
             break
         time.sleep(1.0)

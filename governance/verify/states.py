@@ -11,6 +11,7 @@ from governance.verify.report import Check, coordinates
 from governance.verify.values import difference
 
 Key = tuple[Hashable, ...]
+Frozen = tuple[tuple[str, str], ...]
 META = ("_kafka_partition", "_offset", "_timestamp", "_position", "_order")
 NOWHERE = (-1, -1)
 
@@ -19,7 +20,7 @@ def _strip(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in META and value is not None}
 
 
-def _freeze(row: dict[str, Any]) -> Hashable:
+def _freeze(row: dict[str, Any]) -> Frozen:
     return tuple(sorted((name, repr(value)) for name, value in _strip(row).items()))
 
 
@@ -50,6 +51,10 @@ class Keyed:
         """With this floor, at least. The table's own rows stand already."""
         self._floor = max(self._floor, floor)
         return self
+
+    def fill(self, values: dict[str, Any]) -> None:
+        """All rows hold these values in columns that they have not."""
+        self._rows = {at: values | row for at, row in self._rows.items()}
 
     def apply(self, record: Record, event: dict[str, Any], place: tuple[int, int]) -> None:
         if NOWHERE < place < self._floor:
@@ -96,8 +101,8 @@ class Keyless:
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._floor = NOWHERE
-        self._rows: dict[Hashable, list[tuple[int, int]]] = {}
-        self._owed: Counter[Hashable] = Counter()
+        self._rows: dict[Frozen, list[tuple[int, int]]] = {}
+        self._owed: Counter[Frozen] = Counter()
         for row in rows:
             self._rows.setdefault(_freeze(row), []).append(_written(row))
 
@@ -105,6 +110,12 @@ class Keyless:
         """As of rows with a key."""
         self._floor = max(self._floor, floor)
         return self
+
+    def fill(self, values: dict[str, Any]) -> None:
+        """As of rows with a key; of owed ones too."""
+        more = _freeze(values)
+        self._rows = {tuple(sorted(row + more)): places for row, places in self._rows.items()}
+        self._owed = Counter({tuple(sorted(row + more)): n for row, n in self._owed.items()})
 
     def apply(self, record: Record, event: dict[str, Any], place: tuple[int, int]) -> None:
         if NOWHERE < place < self._floor:
@@ -123,7 +134,7 @@ class Keyless:
         if after is not None:
             self._rows.setdefault(_freeze(after), []).append(place)
 
-    def _unlike(self, expected: list[dict[str, Any]]) -> Counter[Hashable]:
+    def _unlike(self, expected: list[dict[str, Any]]) -> Counter[Frozen]:
         """How many more of a row the database has; fewer are below zero."""
         more = Counter(_freeze(row) for row in expected)
         more.subtract({row: len(places) for row, places in self._rows.items()})

@@ -31,6 +31,7 @@ from sinks.iceberg import progress, wholerows
 from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
 from sinks.iceberg.changes import Folded, fold, join
 from sinks.iceberg.commit import Change, trouble
+from sinks.iceberg.evolve import set_aside
 from sinks.iceberg.follow import (
     Added,
     absent_filled,
@@ -280,19 +281,19 @@ class CurrentTable(KeyedTable):
             going = changes.going
             if not going.any() or changes.before is None:
                 continue
-            names = changes.before.schema.names
+            before = set_aside(fitted.columns, changes.before)
+            columns = pa.schema([fitted.columns.field(name) for name in before.schema.names])
             after = pa.concat_tables([fit_rows(rows, fitted.columns) for rows in batches[: number + 1]])
-            before = fit_rows(changes.before, pa.schema([fitted.columns.field(name) for name in names]))
             start = int(starts[number])
             with trouble(self.name):
                 missing = batch.apply(
                     start,
                     going,
-                    wholerows.row_names(before, names),
+                    wholerows.row_names(before, columns),
                     changes.present,
-                    wholerows.row_names(after, names),
+                    wholerows.row_names(after, columns),
                     self.table,
-                    names,
+                    columns,
                 )
             rejects += refused(
                 parts, start + missing, self.stage, "before", "the row that it changes is not in the table"

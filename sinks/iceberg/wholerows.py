@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +17,7 @@ from pyiceberg.table import Table
 
 from headrace.keyindex import hash_keys
 from sinks.iceberg.rewrite import deleted_positions, live_rows
+from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -26,11 +26,11 @@ Name = tuple[int, int]
 _NONE = np.empty(0, np.int64)
 
 
-def row_names(rows: pa.Table, columns: Sequence[str]) -> list[Name]:
-    """A name for each row, equal where these columns are."""
-    if not columns or not len(rows):
-        return [(0, 0)] * len(rows)
-    keys = hash_keys([_flat(rows.column(name)) for name in columns])
+def row_names(rows: pa.RecordBatch | pa.Table, columns: pa.Schema) -> list[Name]:
+    """A name for each row, equal where these columns are; one that the rows lack is null in them."""
+    if not len(columns) or not rows.num_rows:
+        return [(0, 0)] * rows.num_rows
+    keys = hash_keys([_flat(column) for column in fit_rows(rows, columns).columns])
     return list(zip(keys.high.tolist(), keys.low.tolist(), strict=True))
 
 
@@ -42,11 +42,12 @@ class Batch:
     dead: dict[str, tuple[DataFile, Int64]] = field(default_factory=dict)
 
     def apply(self, start: int, going: Mask, before: list[Name], present: Mask, after: list[Name], table: Table | None,
-              columns: Sequence[str]) -> Int64:  # fmt: skip
+              columns: pa.Schema) -> Int64:  # fmt: skip
         """Apply changes in their order: what goes cancels an equal row of the batch, or else one of the table.
 
-        `after` names the rows of the batch until the last of these changes, the first of which is row `start`. Returns
-        the changes that were not applied: the row that they change is not there. Raises `OSError`.
+        `after` names the rows of the batch until the last of these changes, the first of which is row `start`. All are
+        named by `columns`, which the table may not have yet. Returns the changes that were not applied: the row that
+        they change is not there. Raises `OSError`.
         """
         waiting: dict[Name, list[int]] = {}
         for row in np.flatnonzero(self.alive[:start]).tolist():
@@ -70,7 +71,7 @@ class Batch:
         self.alive[start + missing] = False
         return missing
 
-    def _find(self, table: Table, wanted: Counter[Name], columns: Sequence[str]) -> None:
+    def _find(self, table: Table, wanted: Counter[Name], columns: pa.Schema) -> None:
         for task in table.scan().plan_files():
             if not wanted.total():
                 return

@@ -146,8 +146,9 @@ class Column:
         return self.declared if self.default is None else f"{self.declared} NOT NULL DEFAULT {self.default!r}"
 
 
-WIDER = {"int4": "int8", "float4": "float8", "numeric(8, 2)": "numeric(14, 2)", "varchar(40)": "varchar(90)"}
-DEFAULTS = {"int4": 7, "float4": 0.5, "numeric(8, 2)": 2, "varchar(40)": "none"}
+# Names that both engines know. Single precision is `float(20)`: Debezium for MariaDB stops at a value of a `float4`.
+WIDER = {"int4": "int8", "float(20)": "float8", "numeric(8, 2)": "numeric(14, 2)", "varchar(40)": "varchar(90)"}
+DEFAULTS = {"int4": 7, "float(20)": 0.5, "numeric(8, 2)": 2, "varchar(40)": "none"}
 
 
 @dataclass
@@ -169,8 +170,6 @@ class Generator:
         }
     )
     snapshot_read: bool = False
-    defined: set[str] = field(default_factory=set)
-    """Tables whose definition changed; the caller empties it."""
     done: list[str] = field(default_factory=list)
     _added: int = 0
 
@@ -213,7 +212,7 @@ class Generator:
         match column.declared:
             case "int8":
                 return number * 10**9
-            case "float4" | "float8" | "numeric(8, 2)":
+            case "float(20)" | "float8" | "numeric(8, 2)":
                 return number / 4
             case "numeric(14, 2)":
                 return number * 10**7 + 0.25
@@ -322,7 +321,6 @@ class Generator:
         else:
             return
         self._run(0, f"ALTER TABLE {table} {clause}")
-        self.defined.add(table)
         self._end(0, commit=True)
 
     def _burst(self) -> None:

@@ -55,10 +55,8 @@ async def test_the_lake_is_what_the_database_is(
                     for _ in range(min(BETWEEN_CHECKPOINTS, STEPS - number)):
                         await asyncio.to_thread(generator.step)
                     await asyncio.to_thread(generator.settle)
-                    # Rows from before a new default are behind the database until a change has told the sink of it.
-                    unchanged = [table for table in KEYS if number and table not in generator.defined]
-                    generator.defined.clear()
-                    live = [await asyncio.to_thread(verified, engine, table) for table in unchanged]
+                    # The table may be behind: what it lacks is in Kafka.
+                    live = [await asyncio.to_thread(verified, engine, table) for table in KEYS if number]
                     wrong = await asyncio.to_thread(settled, engine, generator)
                     said = [client.status(engine.connector.name).reason, str(lifecycle.problems())]
                     trace = "\n".join([*said, *generator.done[-150:]])

@@ -81,6 +81,35 @@ def test_rows_of_before_hold_an_added_columns_default(catalog):
     assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (3, None), (4, None), (6, 7), (8, 1)]
 
 
+WIDER = pa.struct([("id", pa.int64()), ("n", pa.int64()), ("added", pa.float32())])
+
+
+@pytest.mark.parametrize("key", [(), ("id",)], ids=["keyless", "keyed"])
+@pytest.mark.parametrize("op", ["d", "u"])
+def test_the_first_change_after_a_column_was_added_finds_a_row_from_before_it(catalog, key, op):
+    """The table has neither the column nor the wider type yet, and only the row before says that it is null."""
+    narrow = envelope_schema(pa.struct([("id", pa.int64()), ("n", pa.int32())]))
+    wider = envelope_schema(WIDER)
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    old = [change("c", {"id": n, "n": n}, n) for n in (1, 2)]
+    land(table, slice_of(old, schema=narrow, key_fields=key))
+    before = {"id": 1, "n": 1, "added": None}
+    first = {**change(op, before if op == "d" else {**before, "added": 1.5}, 10), "before": before}
+    prepared = land(table, slice_of([first], 2, schema=wider, key_fields=key))
+    assert not prepared.rejects
+    land(table, slice_of([change("c", {"id": 3, "n": 1 << 40, "added": 2.5}, 11)], 3, schema=wider, key_fields=key))
+    changed = [] if op == "d" else [(1, 1, 1.5)]
+    assert rows_of(table, "id", "n", "added") == [*changed, (2, 2, None), (3, 1 << 40, 2.5)]
+
+
+def test_a_delete_that_brings_a_default_finds_a_row_from_before_it(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, replace(part([change("c", {"id": n}, n) for n in (1, 2)], rated=False), key_fields=()))
+    gone = part([change("d", {"id": 1, "rated": 7}, 10)], 2, rated=True)
+    assert not land(table, replace(gone, key_fields=())).rejects
+    assert rows_of(table, "id", "rated") == [(2, 7)]
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_making_rows_anew_survives_a_failing_call(catalog, after):
     for call in range(1, 12):
@@ -163,6 +192,19 @@ def test_another_type_is_refused_or_has_a_column_of_its_own(catalog):
     keys = pa.struct([("id", pa.string()), ("n", pa.int32())])
     retyped = slice_of([change("c", {"id": "x", "n": 1}, 3)], 2, schema=envelope_schema(keys))
     assert [r.rule for r in land(aside, retyped).rejects] == ["schema: type"], "a key keeps its type"
+
+
+@pytest.mark.parametrize("text", ["five", "5"])
+def test_rows_without_a_key_are_found_by_a_column_that_was_set_aside(catalog, text):
+    """Those of before the other type are not: what their value is as the new type, only the source knows."""
+    typed = [envelope_schema(pa.struct([("id", pa.int64()), ("n", kind)])) for kind in (pa.int32(), pa.string())]
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC, retyped="column"))
+    land(table, slice_of([change("c", {"id": 1, "n": 5}, 1)], schema=typed[0], key_fields=()))
+    land(table, slice_of([change("c", {"id": 2, "n": text}, 2)], 1, schema=typed[1], key_fields=()))
+    gone = [change("d", {"id": 2, "n": text}, 3), change("d", {"id": 1, "n": "5"}, 4)]
+    (reject,) = land(table, slice_of(gone, 2, schema=typed[1], key_fields=())).rejects
+    assert (reject.rule, reject.rows.tolist()) == ("before", [1])
+    assert rows_of(table, "id", "n", "n_string") == [(1, 5, None)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""The copy in hand follows new columns with a default, as the source's rows do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from governance.verify.added import Added
+from governance.verify.kafka import Record
+from governance.verify.states import Keyed, Keyless
+
+ID = {"name": "id", "type": "int"}
+RATED = {"name": "rated", "type": "int", "default": 7}
+NOTE = {"name": "note", "type": ["null", "string"], "default": None}
+NARROW = {"id": ID}
+WIDE = {"id": ID, "rated": RATED, "note": NOTE}
+
+
+def apply(state: Any, added: Added, lsn: int, fields: dict[str, Any], **event: Any) -> None:
+    """As `check_current` does."""
+    state.fill(added.learn(fields, (lsn, 0)))
+    sides = {side: added.filled(event[side], fields, (lsn, 0)) for side in ("before", "after") if side in event}
+    state.apply(Record("t", 0, lsn, 0, None, None), event | sides, (lsn, 0))
+
+
+@pytest.mark.parametrize("kind", ["keyed", "keyless"])
+def test_rows_of_before_hold_the_default_of_a_column_that_the_table_has_not(kind: str) -> None:
+    held: list[dict[str, Any]] = [{"id": 1}, {"id": 2}]
+    state = Keyed(("id",), held) if kind == "keyed" else Keyless(held)
+    added = Added(["id"], {})
+    apply(state, added, 5, NARROW, op="c", after={"id": 3})
+    assert not state.differs([{"id": 1}, {"id": 2}, {"id": 3}])
+    apply(state, added, 10, WIDE, op="d", before={"id": 2, "rated": 7})
+    # One that became null is no row of before.
+    apply(state, added, 11, WIDE, op="u", before={"id": 1, "rated": 7}, after={"id": 1})
+    # A partition that was behind.
+    apply(state, added, 6, NARROW, op="c", after={"id": 4})
+    apply(state, added, 7, NARROW, op="u", before={"id": 4}, after={"id": 6})
+    expected = [{"id": 1}, {"id": 3, "rated": 7}, {"id": 6, "rated": 7}]
+    assert not state.differs(expected)
+    assert state.differs([{"id": 1, "rated": 7}, *expected[1:]])
+
+
+def test_a_change_owed_from_before_is_owed_with_the_default() -> None:
+    state, added = Keyless([]), Added(["id"], {})
+    apply(state, added, 5, NARROW, op="d", before={"id": 1})
+    apply(state, added, 6, WIDE, op="c", after={"id": 2, "rated": 1})
+    state.report(check := Offences(), "t", [{"id": 2, "rated": 1}])  # type: ignore[arg-type]  # what it needs of one
+    assert check.found == ["1 x in the database, not in the table: (('id', '1'), ('rated', '7'))"]
+
+
+class Offences:
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def offend(self, where: str, what: str) -> None:
+        self.found.append(what)
+
+
+def test_a_column_of_the_table_came_where_its_properties_say() -> None:
+    added = Added(["id", "rated"], {"headrace.added.rated": json.dumps({"at": "10:3", "field": RATED}), "other": "1"})
+    assert added.learn(WIDE, (20, 0)) == {}
+    assert added.filled({"id": 1}, NARROW, (10, 2)) == {"id": 1, "rated": 7}
+    assert added.filled({"id": 1}, NARROW, (10, 3)) == {"id": 1}, "a writer that has dropped it"
+    assert added.filled({"id": 1}, WIDE, (9, 0)) == {"id": 1}
