@@ -22,7 +22,7 @@ from pyiceberg.catalog import Catalog
 
 from headrace import metrics
 from headrace.config import Settings
-from headrace.errors import FencedError, HeadraceError, TransientError
+from headrace.errors import FencedError, HeadraceError, TransientError, unforeseen
 from headrace.kafka import ColumnarConsumer, CorruptBatchError, DecompressionLimitError, admin
 from headrace.kafka.client import consumer_options
 from headrace.kafka.errors import from_client
@@ -348,8 +348,9 @@ class Sink:
 
     def _failed(self, flow: TopicFlow, error: BaseException) -> None:
         """A flow's task has ended with an error: its topic halts, unless the error says that the process must end."""
-        if isinstance(error, HeadraceError) and not isinstance(error, FencedError):
-            self._halt(flow.topic, error)
+        if isinstance(error, Exception) and not isinstance(error, FencedError | MemoryError):
+            # What nobody foresaw concerns this topic alone as well: the others go on, and it is begun anew.
+            self._halt(flow.topic, error if isinstance(error, HeadraceError) else unforeseen(error, where=flow.topic))
             self._flows.pop(flow.topic, None)
             _background(flow.cancel())
             self._assign()

@@ -6,16 +6,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
 from sqlalchemy import make_url
 
 from headrace.config import Settings
 from headrace.errors import FencedError
 from headrace.lake import query
 from headrace.process import Lifecycle
+from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.owned import Prepared
 from sinks.iceberg.service import run
+from sinks.iceberg.slices import Slice
 from tests.integration.sinks.iceberg.shop import Proxy, Shop, envelope, opened_shop, running
 
 
@@ -66,6 +70,26 @@ def _refused(shop: Shop) -> list[tuple[object, ...]]:
 async def _until(true: Callable[[], bool]) -> None:
     while not await asyncio.to_thread(true):  # noqa: ASYNC110
         await asyncio.sleep(0.2)
+
+
+async def test_an_error_that_nobody_foresaw_rests_its_topic_and_not_the_process(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.iceberg.service.RETRY_SECONDS", 0.2)
+    prepare, faults = CurrentTable.prepare, [KeyError("n1"), ValueError("n2")]
+
+    def faulty(table: CurrentTable, slices: Sequence[Slice]) -> Prepared:
+        if faults:
+            raise faults.pop()
+        return prepare(table, slices)
+
+    monkeypatch.setattr(CurrentTable, "prepare", faulty)
+    async with opened_shop(settings, tmp_path) as shop:
+        await shop.send([shop.event("c", n, f"n{n}") for n in range(5)])
+        async with running(shop.settings) as lifecycle:
+            await asyncio.wait_for(_until(lambda: not faults), 30)
+            await shop.until_landed()
+            await asyncio.wait_for(_until(lambda: lifecycle.problems() == {}), 30)
 
 
 async def test_of_two_sinks_one_ends_with_a_reason(settings: Settings, tmp_path: Path) -> None:
