@@ -51,7 +51,9 @@ def plans(rng: Random) -> list[dict[str, str]]:
     """Phase -> victim for each course. Whole, a Latin rectangle: each pair once."""
     victims = rng.sample(VICTIMS, len(VICTIMS))
     if not COURSES:
-        return [dict(zip(sorted(rng.sample(PHASES, SHORT), key=PHASES.index), victims, strict=False))]
+        # In an incremental snapshot a row may be lost to a race of Debezium's own (docs/changes.md, known limits).
+        phases = [phase for phase in PHASES if phase != "incremental snapshot"]
+        return [dict(zip(sorted(rng.sample(phases, SHORT), key=PHASES.index), victims, strict=False))]
     return [
         {phase: victims[(course + at) % len(victims)] for at, phase in enumerate(PHASES)} for course in range(COURSES)
     ]
