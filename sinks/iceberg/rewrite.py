@@ -29,7 +29,7 @@ from sinks.iceberg.shape import arrow_schema, fit_rows
 Int64 = npt.NDArray[np.int64]
 
 # What is in memory at a time: rows that are read, and columns that become one row group.
-STEP = ROW_GROUP // 8
+STEP = ROW_GROUP // 2
 GROUP_BYTES = 24 << 20
 
 
