@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from aiokafka.errors import KafkaError
 
@@ -280,8 +281,9 @@ class TopicFlow:
         self._measure(flow, prepared, time.perf_counter() - started)
 
     async def _care(self, flow: TableFlow) -> None:
+        care = partial(flow.table.care, busy=flow.due_in() == 0)
         try:
-            await asyncio.get_running_loop().run_in_executor(self._workers.writer, flow.table.care)
+            await asyncio.get_running_loop().run_in_executor(self._workers.writer, care)
         except UnavailableError as e:
             log.warning("maintenance put off", table=flow.table.name, reason=str(e))
 

@@ -32,6 +32,8 @@ from sinks.iceberg.slices import Reject, Slice
 from sinks.iceberg.sweep import Sweeper
 
 TYPE_RULE = "schema: type"
+# A backlog is landed first, and what it leaves is compacted once.
+PUT_OFF = 4
 ADOPT = "headrace table adopt"
 ACCEPT_GAP = "headrace table accept-gap"
 
@@ -202,14 +204,16 @@ class OwnedTable(ABC):
         self._applied(prepared)
         self._uncompacted += 1
 
-    def care(self) -> None:
+    def care(self, *, busy: bool = False) -> None:
         """After a commit: compact, expire snapshots and remove unreferenced files, each when it is due.
 
+        `busy`: rows enough for the next commit wait. Then compaction is put off, to `PUT_OFF` times as many commits.
         Raises `FencedError` and `UnavailableError` as `commit` does; what was not done is due again later.
         """
         if self._committer is None:
             return
-        if self._uncompacted >= self._compact_every or self._overdue():
+        due = self._compact_every * (PUT_OFF if busy else 1)
+        if self._uncompacted >= due or self._overdue():
             self._compact(self._committer)
             self._uncompacted = 0
         if len(self._committer.table.metadata.snapshots) >= self._snapshots + EXPIRE_EVERY:

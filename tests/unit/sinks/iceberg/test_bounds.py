@@ -166,3 +166,21 @@ def test_snapshots_that_stay_are_few_and_cover_the_age_evenly(age):
         assert all(t > at - age for t in old)
     else:
         assert old == []
+
+
+def test_a_backlog_is_landed_first_and_compacted_once(tmp_path):
+    table = opened(tmp_path, compact_every=2)
+    upserts(table, range(10))
+    table.care()
+    counts = []
+    for n in range(8):
+        upserts(table, range(100 * n, 100 * n + 10))
+        table.care(busy=True)
+        counts.append(len(list(table.table.scan().plan_files())))
+    assert max(counts) > 4, "put off while rows wait"
+    assert counts[-1] < max(counts), "but not for ever"
+    upserts(table, range(5000, 5010))
+    upserts(table, range(6000, 6010))
+    before = len(list(table.table.scan().plan_files()))
+    table.care()
+    assert len(list(table.table.scan().plan_files())) < before
