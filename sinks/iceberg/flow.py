@@ -124,6 +124,8 @@ class TopicFlow:
         self._decoded = asyncio.Event()
         self._landed = asyncio.Event()
         self._room = MAX_DECODED_BYTES
+        # Records in Kafka that have not been read, as of a moment ago.
+        self.unread = 0
         self._tasks: list[asyncio.Task[None]] = []
         self.trouble: str | None = None
 
@@ -241,16 +243,19 @@ class TopicFlow:
             if self._decoded.is_set() and due is None:
                 return
             if due is not None and (due == 0 or self._decoded.is_set()):
-                await self._land_in_stages(flow)
-                await self._care(flow)
+                landed = await self._land_in_stages(flow)
+                await self._care(flow, busy=self.unread > landed)
                 continue
             self._arrived.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), due)
 
-    async def _land_in_stages(self, flow: TableFlow) -> None:
+    async def _land_in_stages(self, flow: TableFlow) -> int:
+        """Land what waits; returns how many records that were."""
+        landed = flow.rows
         for stage in flow.table.stages(flow.take()):
             await self._land(flow, stage)
+        return landed
 
     async def _land(self, flow: TableFlow, slices: list[Slice]) -> None:
         """The numbered order for one batch; tried until it succeeds."""
@@ -280,8 +285,8 @@ class TopicFlow:
         self._landed.set()
         self._measure(flow, prepared, time.perf_counter() - started)
 
-    async def _care(self, flow: TableFlow) -> None:
-        care = partial(flow.table.care, busy=flow.due_in() == 0)
+    async def _care(self, flow: TableFlow, *, busy: bool) -> None:
+        care = partial(flow.table.care, busy=busy)
         try:
             await asyncio.get_running_loop().run_in_executor(self._workers.writer, care)
         except UnavailableError as e:

@@ -207,7 +207,8 @@ class OwnedTable(ABC):
     def care(self, *, busy: bool = False) -> None:
         """After a commit: compact, expire snapshots and remove unreferenced files, each when it is due.
 
-        `busy`: rows enough for the next commit wait. Then compaction is put off, to `PUT_OFF` times as many commits.
+        `busy`: another commit's worth of records waits in Kafka. Then compaction is put off, to `PUT_OFF` times as many
+        commits.
         Raises `FencedError` and `UnavailableError` as `commit` does; what was not done is due again later.
         """
         if self._committer is None:

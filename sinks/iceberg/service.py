@@ -319,6 +319,7 @@ class Sink:
             places = {p: TopicPartition(flow.topic, p) for p in flow.begin}
             # A halted topic is not assigned for a while: the client refuses to be asked about it.
             ends = {p: self._consumer.highwater(place) for p, place in places.items() if place in assigned}
+            flow.unread = sum(max(0, end - flow.fed[p]) for p, end in ends.items() if end is not None)
             for table in flow.tables:
                 have = table.table.offsets
                 behind = sum(max(0, end - have.get(p, flow.begin[p])) for p, end in ends.items() if end is not None)

@@ -132,6 +132,18 @@ async def test_no_more_is_decoded_than_there_is_room_for(setup: Setup) -> None:
     assert len(setup.rows) == 1000
 
 
+async def test_the_table_is_told_whether_more_waits_in_kafka(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(setup.table, "care", lambda *, busy: told.append(busy))
+    flow = await setup.flow()
+    for unread in (3, 2, 0):
+        flow.unread = unread
+        flow.feed(setup.chunk(1, 2))
+        await until(lambda: flow.landed() == {0: setup.at} and len(told) == setup.at // 2)
+    await flow.close(5)
+    assert told == [True, False, False]
+
+
 async def test_close_lands_what_waits(setup: Setup) -> None:
     flow = await setup.flow(freshness=60)
     flow.feed(setup.chunk(1, 2))
