@@ -142,6 +142,9 @@ class CurrentTable(KeyedTable):
             places = self._places(part, keep, rejects)
             fresh = self._fresh(part, places, keep, marks)
             dropped += int((keep & ~fresh).sum())
+            if not (keep & fresh).any() and not fresh.all():
+                # Only repeats: their columns are of the time when they were repeated (see `new_columns`).
+                continue
             keep &= fresh
             truncates = np.flatnonzero(mask_of(pc.equal(envelope.operations(part.batch), "t")) & keep)
             if len(truncates):
@@ -215,14 +218,17 @@ class CurrentTable(KeyedTable):
         """Which rows are no repeats; moves the partition's mark. Rows of a snapshot, and those without a place, always
         are none."""
         rows = np.flatnonzero(keep & (places.high >= 0) & ~mask_of(envelope.snapshot_mask(part.batch)))
-        if part.partition not in marks:
-            stored = self.properties.get(progress.position_property(self.topic, part.partition))
-            marks[part.partition] = Position.parse(stored) if stored else NOWHERE
+        marks.setdefault(part.partition, self._mark(part.partition))
         fresh = np.ones(len(keep), np.bool_)
         mark, mine = marks[part.partition], places.take(rows)
         fresh[rows] = envelope.after_position(mine.high, mine.low, mark)
         marks[part.partition] = envelope.highest(mine.high, mine.low, mark)
         return fresh
+
+    def _mark(self, partition: int) -> Position:
+        """Up to where changes of a partition have been applied."""
+        stored = self.properties.get(progress.position_property(self.topic, partition))
+        return Position.parse(stored) if stored else NOWHERE
 
     def _changes(self, part: Slice, keep: Mask, places: Places) -> Changes:
         """The kept changes (maybe none: then only the columns count)."""
@@ -322,7 +328,8 @@ class CurrentTable(KeyedTable):
         key = new_key(slices, self.key, self._key_since) if self._key_known and self.key else None
         if key is not None:
             self._remake(lambda: rekeyed(self._existing, self.topic, *key, counted=self.counted))
-        added = new_columns(slices, self._existing.schema(), self._added)
+        marks = {part.partition: self._mark(part.partition) for part in slices}
+        added = new_columns(slices, self._existing.schema(), self._added, marks)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
             self._remake(lambda: backfilled(self._existing, added))

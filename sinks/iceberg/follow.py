@@ -24,7 +24,7 @@ from headrace.keyindex import hash_keys, last_of_each
 from headrace.logs import get_logger
 from schemas import envelope
 from schemas.defaults import default_scalar
-from schemas.envelope import Position
+from schemas.envelope import NOWHERE, Position
 from schemas.types import iceberg_arrow
 from sinks.iceberg import progress
 from sinks.iceberg.applicable import mask_of, source_table, writes
@@ -69,15 +69,18 @@ def row_changes(part: Slice) -> Mask:
     return writes(op) | mask_of(pc.equal(op, "d"))
 
 
-def first_place(part: Slice) -> Position | None:
-    """The lowest place of a slice's changes of rows; None when it has none, or they do not say."""
-    rows = np.flatnonzero(row_changes(part))
-    if not len(rows):
-        return None
+def first_place(part: Slice, mark: Position = NOWHERE) -> Position | None:
+    """The lowest place of a slice's changes of rows but repeats, which are up to `mark`; None when it has none, or they
+    do not say."""
+    batch = part.batch.filter(pa.array(row_changes(part)))
     try:
-        lowest = Places.of(part.batch.take(pa.array(rows))).lowest
+        places = Places.of(batch)
     except ContractError:
         return None
+    if mark != NOWHERE:
+        read = mask_of(envelope.snapshot_mask(batch))
+        places = places.take(read | ~places.below(Position(mark.high, mark.low + 1)))
+    lowest = places.lowest
     return lowest if lowest.high >= 0 else None
 
 
@@ -155,8 +158,12 @@ def rekeyed(
     return remade(table, tasks, staying, properties)
 
 
-def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[str, Column]:
-    """Columns with a default that slices have and the table has not."""
+def new_columns(
+    slices: Sequence[Slice], schema: Schema, known: Added, marks: Mapping[int, Position]
+) -> dict[str, Column]:
+    """Columns with a default that slices have and the table has not. `marks`: up to which place a partition's changes
+    are repeats. Debezium writes what it repeats after a restart under the columns of that time: it does not say where
+    in the log they came."""
     found: dict[str, Column] = {}
     have = {field.name for field in schema.fields}
     for part in slices:
@@ -164,7 +171,7 @@ def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[s
             continue
         fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
         fresh = fields.keys() - have - known.keys()
-        at = first_place(part) if fresh else None
+        at = first_place(part, marks[part.partition]) if fresh else None
         without = []
         for name in sorted(fresh):
             value = default_scalar(fields[name])

@@ -134,6 +134,8 @@ class HistoryTable(CurrentTable):
             self._refuse(part, [("position", lost, UNPLACED)], keep, rejects)
             fresh = self._fresh(part, places, keep, marks)
             dropped += int((keep & ~fresh).sum())
+            if not (keep & fresh).any() and not fresh.all():
+                continue
             parts += self._events(part, keep & fresh, places)
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused_ = {id(reject.slice) for reject in fitted.rejects}

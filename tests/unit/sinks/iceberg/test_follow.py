@@ -81,6 +81,20 @@ def test_rows_of_before_hold_an_added_columns_default(catalog):
     assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (3, None), (4, None), (6, 7), (8, 1)]
 
 
+def test_what_is_repeated_under_new_columns_does_not_say_where_they_came(catalog):
+    """After a restart Debezium repeats changes with the columns of that time, while another partition is behind."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, part([change("c", {"id": n}, n) for n in (2, 4)], rated=False))
+    repeats = part([change("c", {"id": n, "rated": 7}, n) for n in (2, 4)], 2, rated=True)
+    behind = part([change("c", {"id": n}, n) for n in (1, 3, 5)], rated=False, partition=1)
+    assert land(table, repeats, behind).dropped == 2
+    land(table, part([change("c", {"id": 7}, 7)], 3, rated=False, partition=1))
+    first = part([change("c", {"id": 4, "rated": 7}, 4), change("c", {"id": 6, "rated": 1}, 10)], 4, rated=True)
+    land(table, first, part([change("c", {"id": 9}, 9)], 4, rated=False, partition=1))
+    expected = [(1, 7), (2, 7), (3, 7), (4, 7), (5, 7), (6, 1), (7, 7), (9, 7)]
+    assert rows_of(table, "id", "rated") == expected
+
+
 WIDER = pa.struct([("id", pa.int64()), ("n", pa.int64()), ("added", pa.float32())])
 
 
