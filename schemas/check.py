@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from headrace.errors import ContractError
 from schemas.avro import NO_DEFAULT, Node, parse
+from schemas.clashes import clashes
 from schemas.compatibility import breaking_changes
 from schemas.contracts import Contract, FieldSpec, PartitionField, Problem, contract_files, read_contract
 from schemas.names import NAMESPACES
@@ -67,7 +68,7 @@ def check_folders(folders: Iterable[Path]) -> Report:
         if contract is not None:
             problems += check_contract(contract)
             contracts.append(contract)
-    problems += _together(contracts)
+    problems += clashes(contracts)
     known = {released_path(c).resolve() for c in contracts}
     problems += [
         Problem(str(path), "", "is the released version of no contract", "delete it to retire the contract")
@@ -334,34 +335,6 @@ class _Checker:
             return
         for change in changes:
             self.note(change.at, f"breaks the released version: {change.what}", change.hint)
-
-
-def _together(contracts: list[Contract]) -> Iterator[Problem]:
-    uses: list[tuple[str, Callable[[Contract], str]]] = [
-        ("topic", lambda c: c.topic),
-        ("name", lambda c: c.name),
-        ("storage.table", lambda c: c.storage.table if c.storage else ""),
-    ]
-    for at, of in uses:
-        first: dict[str, Contract] = {}
-        for contract in contracts:
-            other = first.setdefault(of(contract), contract)
-            if other is not contract and of(contract):
-                yield Problem(str(contract.path), at, f"{of(contract)} is already that of {other.path}")
-    tables = {c.storage.table: c for c in contracts if c.storage and c.storage.table}
-    for contract in contracts:
-        if contract.storage is None or not (history := contract.storage.history):
-            continue
-        if tables.setdefault(history, contract) is not contract or history == contract.storage.table:
-            where = f"{history} is already a table of {tables[history].path}"
-            yield Problem(str(contract.path), "storage.history", where)
-    topics = {c.name: c.topic for c in contracts}
-    for contract in contracts:
-        for topic in contract.derived_from:
-            if topic in topics and topic not in topics.values():
-                yield Problem(
-                    str(contract.path), "derived_from", f"{topic} is a contract, not a topic", f"write {topics[topic]}"
-                )
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -168,3 +168,12 @@ def faults(at: int, *, after: bool) -> Iterator[Faults]:
         patch.object(Session, "commit", plan.wrap(Session.commit, server)),
     ):
         yield plan
+
+
+def thing(number: int, name: str | None = "x", n: int | None = 0) -> dict[str, object]:
+    return {"id": number, "name": name, "n": n}
+
+
+def opened(table, partitions: int = 1, **known):
+    table.open(source(partitions, **known))
+    return table

@@ -1,4 +1,4 @@
-"""Append, current-state and upsert tables on a catalog in SQLite and files on disk."""
+"""Append and upsert tables, and what all tables have in common, on a catalog in SQLite and files on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pyiceberg.catalog.sql import SqlCatalog
 from headrace.errors import FencedError, IdentityError, OffsetGapError, TerminalError, UnavailableError
 from headrace.lake import open_duckdb
 from schemas.contracts import BUILTIN, Contract, load_contract
-from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.append import AppendTable, DerivedTable
 from sinks.iceberg.build import column_batches
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
@@ -32,19 +31,12 @@ from tests.unit.sinks.iceberg.support import (
     faults,
     lake,
     land,
+    opened,
     rows_of,
     slice_of,
     source,
+    thing,
 )
-
-
-def thing(number: int, name: str | None = "x", n: int | None = 0) -> dict[str, object]:
-    return {"id": number, "name": name, "n": n}
-
-
-def opened(table, partitions: int = 1, **known):
-    table.open(source(partitions, **known))
-    return table
 
 
 def partitioned_things(folder: Path, **storage: object) -> Contract:
@@ -65,21 +57,6 @@ def partitioned_things(folder: Path, **storage: object) -> Contract:
     return load_contract(path)
 
 
-@pytest.fixture
-def catalog(tmp_path: Path):
-    return catalog_in(tmp_path)
-
-
-@pytest.fixture
-def bronze(catalog):
-    return opened(AppendTable(catalog, "bronze.things", TOPIC))
-
-
-@pytest.fixture
-def current(catalog):
-    return opened(CurrentTable(catalog, "silver.things", TOPIC))
-
-
 def test_bronze_keeps_everything_as_received(bronze, tmp_path):
     prepared = land(bronze, slice_of([change("c", thing(1), 1), None, change("d", thing(1), 2), None], bad=[3]))
     assert rows_of(bronze, "_kafka_partition", "_offset", "op", "_key") == [
@@ -90,160 +67,6 @@ def test_bronze_keeps_everything_as_received(bronze, tmp_path):
     assert [(r.rows.tolist(), r.rule, r.reasons) for r in prepared.rejects] == [([3], "broken", ("broken",))]
     assert bronze.offsets == {0: 4}
     assert duckdb_rows(tmp_path, bronze, "_offset", "after") == rows_of(bronze, "_offset", "after")
-
-
-def test_current_state_is_the_last_change_of_each_key(current, tmp_path):
-    land(current, slice_of([change("r", thing(i), 0) for i in range(5)]))
-    land(
-        current,
-        slice_of(
-            [
-                change("u", thing(1, "new", 7), 10),
-                change("d", thing(2), 11),
-                None,
-                change("c", thing(9), 12),
-                change("d", thing(9), 13),
-                change("c", thing(2, "again"), 14),
-                change("u", thing(2, "again", 5), 15),
-            ],
-            5,
-        ),
-    )
-    expected = [(0, "x", 0), (1, "new", 7), (2, "again", 5), (3, "x", 0), (4, "x", 0)]
-    assert rows_of(current, "id", "name", "n") == expected
-    assert duckdb_rows(tmp_path, current, "id", "name", "n") == expected
-    assert current.properties[f"headrace.position.{TOPIC}.0"] == "15:1"
-    assert current.offsets == {0: 12}
-    assert len(current.index) == 5
-
-
-def test_repeats_of_connect_are_dropped_in_and_across_batches(current):
-    history = [
-        change("c", thing(1, str(i)), 10 + i) if not i else change("u", thing(1, str(i)), 10 + i) for i in range(4)
-    ]
-    land(current, slice_of([*history, history[1]]))
-    prepared = land(current, slice_of(history[:2], 5))
-    assert rows_of(current, "id", "name") == [(1, "3")]
-    assert prepared.dropped == 2
-    assert current.offsets == {0: 7}
-
-
-def test_a_truncate_removes_everything_before_it(current):
-    land(current, slice_of([change("c", thing(1), 1), change("c", thing(2), 2)]))
-    land(current, slice_of([change("c", thing(3), 3), change("t", None, 4), change("c", thing(1, "after"), 5)], 2))
-    assert rows_of(current, "id", "name") == [(1, "after")]
-    assert len(current.index) == 1
-    land(current, slice_of([change("u", thing(1, "later"), 6)], 5))
-    assert rows_of(current, "id", "name") == [(1, "later")]
-
-
-def test_a_truncate_in_one_partition_takes_what_was_before_it_in_all(catalog):
-    """Partition 0 is read ahead of the truncate, partition 1 behind it."""
-    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 3)
-    land(table, slice_of([change("r", thing(0), 3), change("c", thing(2), 5), change("c", thing(4, "later"), 20)]))
-    land(table, slice_of([change("t", None, 10)], partition=2, key_fields=()))
-    assert rows_of(table, "id", "name") == [(4, "later")]
-    land(table, slice_of([change("c", thing(1), 6), change("u", thing(3), 9), change("c", thing(3), 12)], partition=1))
-    assert rows_of(table, "id") == [(3,), (4,)]
-    again = opened(CurrentTable(catalog, "silver.things", TOPIC), 3)
-    land(again, slice_of([change("t", None, 10)], 1, partition=2, key_fields=()))
-    land(again, slice_of([change("d", thing(4), 21), change("c", thing(5), 8)], 3))
-    assert rows_of(again, "id") == [(3,)]
-
-
-def test_a_truncate_within_a_transaction_keeps_the_rows_after_it(catalog):
-    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
-    land(table, slice_of([change("c", thing(0), 7, 1), change("c", thing(2), 7, 3)]))
-    land(table, slice_of([change("t", None, 7, 2)], partition=1, key_fields=()))
-    assert rows_of(table, "id") == [(2,)]
-
-
-def test_a_second_full_snapshot_of_a_table_without_a_key_replaces_the_first(catalog):
-    table = opened(CurrentTable(catalog, "silver.history", TOPIC))
-    land(table, slice_of([change("r", thing(n), 5) for n in (1, 1, 2)], key_fields=()))
-    land(table, slice_of([change("c", thing(3), 7)], 3, key_fields=()))
-    land(table, slice_of([change("r", thing(n), 9) for n in (1, 1)], 4, key_fields=()))
-    land(table, slice_of([change("r", thing(4), 9), change("c", thing(5), 11)], 6, key_fields=()))
-    assert rows_of(table, "id") == [(1,), (1,), (4,), (5,)]
-
-
-def test_updates_of_a_table_without_a_key_need_an_order(catalog):
-    table = opened(CurrentTable(catalog, "silver.history", TOPIC), 2)
-    gone = change("d", thing(1), 2)
-    prepared = land(table, slice_of([change("c", thing(1), 1), gone], key_fields=()))
-    assert [(r.rule, r.rows.tolist()) for r in prepared.rejects] == [("key", [1])]
-    assert "one partition" in prepared.rejects[0].reasons[0]
-    alone = opened(CurrentTable(catalog, "silver.alone", TOPIC))
-    prepared = land(alone, slice_of([change("d", thing(1), 2), change("c", thing(1), 3)], key_fields=()))
-    assert [(r.rule, r.rows.tolist()) for r in prepared.rejects] == [("before", [0])]
-    assert rows_of(alone, "id") == [(1,)]
-
-
-def test_a_table_without_a_key_finds_rows_by_all_their_values(catalog):
-    table = opened(CurrentTable(catalog, "silver.history", TOPIC))
-    events = [change("r", thing(1), 0), change("c", thing(1), 1), change("u", thing(1), 2), change("d", thing(1), 3)]
-    prepared = land(table, slice_of(events, key_fields=()))
-    assert len(rows_of(table, "id")) == 1, "the delete took one of two equal rows"
-    (refused,) = prepared.rejects
-    assert (refused.stage, refused.rule, refused.rows.tolist()) == ("current", "before", [2])
-    assert "ALTER TABLE public.things REPLICA IDENTITY FULL" in refused.reasons[0]
-    assert land(table, slice_of([change("c", thing(1), 1)], 4, key_fields=())).dropped == 1
-    again = opened(CurrentTable(catalog, "silver.history", TOPIC))
-    land(again, slice_of([change("c", thing(4), 5)], 5, key_fields=()))
-    assert len(rows_of(again, "id")) == 2
-
-
-def test_what_cannot_be_applied_is_refused_with_its_reason(current):
-    wrong = change("c", thing(1), 1)
-    wrong["source"] = {**wrong["source"], "table": "others"}
-    bare = change("d", None, 2)
-    null = change("c", thing(1), 3)
-    null["after"] = {"id": None, "name": "x", "n": 1}
-    odd = change("c", thing(1), 4)
-    odd["op"] = "z"
-    prepared = land(current, slice_of([wrong, bare, null, odd, change("c", thing(5), 5)]))
-    assert sorted((r.rule, *r.rows.tolist()) for r in prepared.rejects) == [
-        ("before", 1),
-        ("key", 2),
-        ("op", 3),
-        ("source table", 0),
-    ]
-    assert rows_of(current, "id") == [(5,)]
-    other_key = land(current, slice_of([change("c", thing(6), 6)], 5, key_fields=()))
-    assert [r.rule for r in other_key.rejects] == ["key"]
-    plain = land(current, slice_of([{"a": 1}], 6, schema=pa.schema([("a", pa.int64())])))
-    assert [r.rule for r in plain.rejects] == ["envelope"]
-
-
-def test_an_unavailable_value_stays_what_it_was(current):
-    gone = "__debezium_unavailable_value"
-    land(current, slice_of([change("c", thing(1, "big"), 1), change("c", thing(2, "old"), 2)]))
-    prepared = land(
-        current,
-        slice_of(
-            [
-                change("u", thing(1, gone, 5), 3),
-                change("u", thing(2, "new"), 4),
-                change("u", thing(2, gone, 6), 5),
-                change("u", thing(3, gone, 7), 6),
-            ],
-            2,
-        ),
-    )
-    assert rows_of(current, "id", "name", "n") == [(1, "big", 5), (2, "new", 6)]
-    assert [(r.rule, r.rows.tolist()) for r in prepared.rejects] == [("value", [3])]
-
-
-def test_a_large_value_follows_its_row_to_another_key(current):
-    """A changed key is a delete and a create, one after the other in the transaction."""
-    row, moved = {"id": 1, "name": "large", "n": 1}, {"id": 2, "name": UNAVAILABLE, "n": 2}
-    land(current, slice_of([change("c", row, 1), change("c", thing(4, "other"), 2)]))
-    away = [change("d", row, 3, 1), change("c", moved, 3, 2), change("u", {**moved, "n": 3}, 4)]
-    prepared = land(current, slice_of([*away, change("c", thing(1, "new"), 5)], 2))
-    assert not prepared.rejects
-    assert rows_of(current, "id", "name", "n") == [(1, "new", 0), (2, "large", 3), (4, "other", 0)]
-    unrelated = [change("d", thing(4), 6, 1), change("c", {"id": 9, "name": UNAVAILABLE, "n": 0}, 6, 3)]
-    assert [r.rule for r in land(current, slice_of(unrelated, 6)).rejects] == ["value"]
 
 
 def test_columns_are_added_and_widened_and_other_types_refused(current, tmp_path):
@@ -262,18 +85,6 @@ def test_columns_are_added_and_widened_and_other_types_refused(current, tmp_path
         ("schema: type", ("n is string here but int64 in the table",))
     ]
     assert current.offsets == {0: 4}
-
-
-def test_a_composite_key_with_text(catalog):
-    row = pa.struct([("a", pa.int32()), ("b", pa.string()), ("v", pa.int64())])
-    table = opened(CurrentTable(catalog, "silver.pairs", TOPIC))
-    both = dict(schema=envelope_schema(row), key_fields=("a", "b"))
-    land(
-        table, slice_of([change("c", {"a": 1, "b": b, "v": 1}, i) for i, b in enumerate(["x", "xy", "", "y"])], **both)
-    )
-    again = opened(CurrentTable(catalog, "silver.pairs", TOPIC))
-    land(again, slice_of([change("u", {"a": 1, "b": "xy", "v": 2}, 8), change("d", {"a": 1, "b": ""}, 9)], 4, **both))
-    assert rows_of(again, "a", "b", "v") == [(1, "x", 1), (1, "xy", 2), (1, "y", 1)]
 
 
 @pytest.mark.parametrize(("partitioned", "sort"), [(False, []), (True, []), (True, ["name", "id"])])
@@ -557,44 +368,3 @@ def test_any_failing_call_leaves_exactly_one_outcome(tmp_path, after, crash):
 
 def test_row_type_is_what_the_tests_say():
     assert envelope_schema().field("after").type == ROW
-
-
-def test_a_baseline_removes_the_rows_of_its_partition_that_a_new_snapshot_lacks(catalog):
-    table = opened(CurrentTable(catalog, "silver.again", TOPIC), 2)
-    land(
-        table,
-        slice_of([change("c", thing(n), n) for n in (2, 4, 6)], partition=0),
-        slice_of([change("c", thing(n), n) for n in (1, 3)], partition=1),
-    )
-    # 4 was deleted and 8 written unseen; 6 changes while the snapshot runs. Partition 1 has had no snapshot.
-    again = [change("r", thing(2, "new"), 0), change("r", thing(8), 0), change("u", thing(6, "late"), 20)]
-    land(table, slice_of(again, 3, partition=0))
-    assert [row[0] for row in rows_of(table, "id")] == [1, 2, 3, 4, 6, 8]
-    land(table, slice_of([None, change("c", thing(10), 21)], 6, partition=0, baseline=3))
-    expected = [(1, "x"), (2, "new"), (3, "x"), (6, "late"), (8, "x"), (10, "x")]
-    assert sorted(rows_of(table, "id", "name")) == expected
-    assert len(table.index) == 6
-    # The same once more changes nothing, and an index built anew agrees.
-    land(table, slice_of([None], 8, partition=0, baseline=3))
-    fresh = opened(CurrentTable(catalog, "silver.again", TOPIC), 2)
-    land(fresh, slice_of([change("d", thing(8), 30)], 9, partition=0))
-    assert sorted(rows_of(fresh, "id", "name")) == [row for row in expected if row[0] != 8]
-
-
-def test_a_baseline_counts_for_rows_of_its_own_batch_too(current):
-    """The sink was away: old changes, the new snapshot and the baseline arrive together, in either table state."""
-    events = [change("c", thing(1), 1), change("c", thing(2), 2), change("r", thing(2, "new"), 0), None]
-    land(current, slice_of(events, baseline=2))
-    assert rows_of(current, "id", "name") == [(2, "new")]
-    land(current, slice_of([change("c", thing(5), 3), change("u", thing(2, "z"), 4), None], 4, baseline=5))
-    assert rows_of(current, "id", "name") == [(2, "z")]
-
-
-def test_a_baseline_of_a_table_without_a_key_leaves_the_new_snapshot_alone(catalog):
-    table = opened(CurrentTable(catalog, "silver.events", TOPIC))
-    land(table, slice_of([change("r", thing(1), 0), change("r", thing(2), 0)], key_fields=()))
-    land(table, slice_of([change("r", thing(2), 0), change("c", thing(3), 9)], 2, key_fields=()))
-    land(table, slice_of([None], 4, key_fields=(), baseline=2))
-    assert rows_of(table, "id", "_offset") == [(2, 2), (3, 3)]
-    land(table, slice_of([None, change("c", thing(4), 11)], 5, key_fields=(), baseline=2))
-    assert rows_of(table, "id") == [(2,), (3,), (4,)]
