@@ -96,28 +96,34 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Paced:
+    """A steady stream at a share of Debezium's limit. `target` is the freshness that the sink was told, `p50` and `p99`
+    what came of it: seconds from the source's commit until a reader finds the change in the current state."""
+
+    target: float
+    phase: Phase
+    p50: float
+    p99: float
+
+
+@dataclass(frozen=True)
 class Stream:
     """A database through Debezium into bronze and current state.
 
-    `burst` is changes committed at once, so Debezium's own limit; `paced` goes on at a share of that rate: freshness is
-    from the source's commit until a reader finds the change in the current state, seconds; `target` is what the sink
-    was told.
+    `burst` is changes committed at once, so Debezium's own limit, with the sink of the first of `paced`.
     """
 
     workload: str
     snapshot: Phase = Phase()
     burst: Phase = Phase()
-    paced: Phase = Phase()
-    target: float = 0.0
-    freshness_p50: float = 0.0
-    freshness_p99: float = 0.0
+    paced: tuple[Paced, ...] = ()
     rows_ok: bool = False
     error: str = ""
 
     @property
     def cpu_share(self) -> float:
-        """Our CPU while changes stream, as a share of Connect's."""
-        return (self.burst + self.paced).share
+        """Our CPU while changes stream, as a share of Connect's, with the first freshness target."""
+        return sum((paced.phase for paced in self.paced[:1]), self.burst).share
 
 
 @dataclass

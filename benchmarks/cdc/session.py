@@ -125,7 +125,10 @@ def merged(row: Merge) -> str:
 def streamed(row: Stream) -> str:
     if row.error:
         return f"    NOT MEASURED: {row.error}"
+    fresh = "".join(
+        f"  target {p.target:g} s: {p.p50:.2f} s, p99 {p.p99:.2f} s, CPU {p.phase.share:.0%}" for p in row.paced
+    )
     return (
-        f"    snapshot {row.snapshot.rate:,.0f}/s  burst {row.burst.rate:,.0f}/s  fresh {row.freshness_p50:.2f} s, p99 "
-        f"{row.freshness_p99:.2f} s  our CPU {row.cpu_share:.0%} of Connect's  rows {'ok' if row.rows_ok else 'WRONG'}"
+        f"    snapshot {row.snapshot.rate:,.0f}/s  burst {row.burst.rate:,.0f}/s{fresh}  "
+        f"our CPU {row.cpu_share:.0%} of Connect's  rows {'ok' if row.rows_ok else 'WRONG'}"
     )

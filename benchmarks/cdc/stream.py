@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -20,12 +21,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from benchmarks import ours, tables
-from benchmarks.cdc.figures import Phase, Stream
+from benchmarks.cdc.figures import Paced, Phase, Stream
 from benchmarks.cdc.workloads import Workload
 from benchmarks.system import PATIENCE, Run
 from benchmarks.tree import Tree
 from connectors.connect import Connect, load_connector
-from headrace.config import LakeSettings, Settings
+from headrace.config import LakeSettings, Settings, SinkSettings
 from headrace.errors import TerminalError
 from headrace.lake import open_duckdb, table_locations
 from schemas.names import table_name
@@ -48,11 +49,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Plan:
-    """How much: `burst` changes at once, then a stream of `seconds`. `freshness` is the sink's target, seconds."""
+    """How much: `burst` changes at once, then a stream of `seconds` for each of the sink's freshness `targets`."""
 
     burst: int
     seconds: float
-    freshness: float = 1.0
+    targets: tuple[float, ...] = (SinkSettings().freshness_seconds, 1.0)
 
 
 @dataclass
@@ -134,7 +135,7 @@ class Pipeline:
     def sink(self, freshness: float) -> Tree:
         self._write_connector()
         environment = ours.environment(self.run) | {
-            "HEADRACE_SINK__EXCLUDE": "[]",
+            "HEADRACE_SINK__EXCLUDE": json.dumps([f"(?!{re.escape(self.prefix)}[.]).*"]),
             "HEADRACE_SINK__FRESHNESS_SECONDS": str(freshness),
         }
         return Tree(ours.process("sink", lambda _: None)(self.run), environment)
@@ -152,7 +153,7 @@ class Pipeline:
             "publication.name": self.prefix,
             "topic.creation.default.partitions": str(self.run.partitions),
         }
-        self._file.parent.mkdir(parents=True)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
         self._file.write_text(json.dumps({"name": self.prefix, "config": config}))
 
     def connect(self) -> None:
@@ -215,34 +216,43 @@ class Pipeline:
 def measure_stream(settings: Settings, home: Path, folder: Path, workload: Workload, plan: Plan, number: int) -> Stream:
     """One workload. Raises `TerminalError` when something does not come."""
     pipe = Pipeline(settings, home, folder, workload, number)
-    with pipe.database() as connection, pipe.sink(plan.freshness) as sink:
+    first, *others = plan.targets
+    with pipe.database() as connection:
         counts = [connection.execute(sql.SQL(COUNT).format(sql.Identifier(name))) for name in workload.tables]
         records = sum(row[0] for cursor in counts for row in cursor)
-        marks = [pipe.mark(sink, 0)]
+        with pipe.sink(first) as sink:
+            marks = [pipe.mark(sink, 0)]
+            pipe.connect()
+            pipe.wait(sink, records)
+            marks.append(pipe.mark(sink, records))
 
-        pipe.connect()
-        pipe.wait(sink, records)
-        marks.append(pipe.mark(sink, records))
-
-        burst = 0
-        while burst < plan.burst:
-            burst += workload.step(connection, min(TRANSACTION, plan.burst - burst))
-        records += burst
-        pipe.wait(sink, records)
-        marks.append(pipe.mark(sink, records))
-
-        since, rate = time.time(), (marks[2] - marks[1]).rate * PACE
-        records += _paced(pipe, sink, rate, plan.seconds)
-        pipe.wait(sink, records)
-        marks.append(pipe.mark(sink, records))
-
-        delays, equal = pipe.delays(since), pipe.equal(connection)
-    snapshot, bursting, paced = (after - before for before, after in pairwise(marks))
-    p50, p99 = np.percentile(delays, [50, 99])
-    return Stream(workload.name, snapshot, bursting, paced, plan.freshness, float(p50), float(p99), equal)
+            burst = 0
+            while burst < plan.burst:
+                burst += workload.step(connection, min(TRANSACTION, plan.burst - burst))
+            pipe.wait(sink, records + burst)
+            marks.append(pipe.mark(sink, records + burst))
+            snapshot, bursting = (after - before for before, after in pairwise(marks))
+            rate = bursting.rate * PACE
+            paced = [_paced(pipe, sink, first, rate, plan.seconds)]
+        for target in others:
+            with pipe.sink(target) as sink:
+                sink.wait(lambda: sink.said().count('"event": "landing"') == len(workload.tables), PATIENCE)
+                paced.append(_paced(pipe, sink, target, rate, plan.seconds))
+        equal = pipe.equal(connection)
+    return Stream(workload.name, snapshot, bursting, tuple(paced), equal)
 
 
-def _paced(pipe: Pipeline, sink: Tree, rate: float, seconds: float) -> int:
+def _paced(pipe: Pipeline, sink: Tree, target: float, rate: float, seconds: float) -> Paced:
+    since, before = time.time(), pipe.landed()
+    start = pipe.mark(sink, before)
+    records = before + _written(pipe, sink, rate, seconds)
+    pipe.wait(sink, records)
+    phase = pipe.mark(sink, records) - start
+    p50, p99 = np.percentile(pipe.delays(since), [50, 99])
+    return Paced(target, phase, float(p50), float(p99))
+
+
+def _written(pipe: Pipeline, sink: Tree, rate: float, seconds: float) -> int:
     """A steady stream from a thread of its own, while this one looks at the tables."""
     done: list[Any] = []
 

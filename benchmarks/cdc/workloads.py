@@ -36,9 +36,9 @@ class Workload(ABC):
 
 def pgbench(scale: int) -> Workload:
     checks = {
-        "pgbench_accounts": "SELECT count(*), count(DISTINCT aid), sum(aid * (abalance + 7)) FROM {}",
-        "pgbench_tellers": "SELECT count(*), count(DISTINCT tid), sum(tid * (tbalance + 7)) FROM {}",
-        "pgbench_branches": "SELECT count(*), count(DISTINCT bid), sum(bid * (bbalance + 7)) FROM {}",
+        "pgbench_accounts": "SELECT count(*), count(DISTINCT aid), sum(aid::bigint * (abalance + 7)) FROM {}",
+        "pgbench_tellers": "SELECT count(*), count(DISTINCT tid), sum(tid::bigint * (tbalance + 7)) FROM {}",
+        "pgbench_branches": "SELECT count(*), count(DISTINCT bid), sum(bid::bigint * (bbalance + 7)) FROM {}",
     }
     return _Pgbench("pgbench", scale, checks)
 

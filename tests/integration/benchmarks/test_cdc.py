@@ -43,12 +43,14 @@ def test_every_system_has_the_right_rows_and_a_failure_is_told(
 
 def test_a_database_comes_through_debezium_whole(stack: SessionStack) -> None:
     run = Session(stack.need("kafka", "registry", "postgres", "connect"))
-    run.stream(stack.home, tpch(500), Plan(burst=500, seconds=1.0))
+    run.stream(stack.home, tpch(500), Plan(burst=500, seconds=1.0, targets=(0.5, 1.0)))
     (found,) = run.report.streams
     assert found.error == ""
     assert found.rows_ok
     assert found.snapshot.records == 2_500
     assert found.burst.records >= 500
-    assert found.paced.records > 0
-    assert 0 < found.freshness_p50 <= found.freshness_p99
+    assert [paced.target for paced in found.paced] == [0.5, 1.0]
+    for paced in found.paced:
+        assert paced.phase.records > 0
+        assert 0 < paced.p50 <= paced.p99
     assert found.burst.connect_cpu > 0

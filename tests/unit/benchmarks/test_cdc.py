@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.cdc.__main__ import parse
 from benchmarks.cdc.accounts import FILLER, PARTITIONS, base, expected, rows_of, updates
-from benchmarks.cdc.figures import BARS, Merge, Phase, Read, Report, Stream
+from benchmarks.cdc.figures import BARS, Merge, Paced, Phase, Read, Report, Stream
 from benchmarks.cdc.merge_job import folded
 from benchmarks.cdc.ours import index_built
 from benchmarks.cdc.page import page, write_page
@@ -23,9 +23,8 @@ from benchmarks.topics import share
 OURS = Merge("headrace", 10_000_000, 1_000_000, 10.0, 12.5, 900.0, 40.0, True, 5.0, 4.0, 3.0, 310.0)
 SLOW = Merge("pyiceberg upsert", 10_000_000, 20_000, 60.0, 2500.0, 4000.0, 9000.0, True)
 BROKEN = Merge("DuckDB MERGE into Iceberg", 10_000_000, error="no | store\nat all")
-STREAM = Stream(
-    "pgbench", Phase(100, 1.0, 1.0, 0.1), Phase(200, 1.0, 4.0, 0.5), Phase(100, 2.0, 2.0, 0.4), 1.0, 0.8, 1.4, True
-)
+PACED = (Paced(5.0, Phase(100, 2.0, 2.0, 0.4), 2.8, 4.9), Paced(1.0, Phase(100, 2.0, 2.0, 1.9), 0.8, 1.4))
+STREAM = Stream("pgbench", Phase(100, 1.0, 1.0, 0.1), Phase(200, 1.0, 4.0, 0.5), PACED, True)
 REPORT = Report([OURS, SLOW, BROKEN], [Read("headrace", "before", 0.1, 0.4, 9, 0, 0, 300.0)], [STREAM])
 
 
@@ -82,7 +81,7 @@ def test_phases_are_differences_and_shares_are_of_all_streaming() -> None:
 def test_bars_are_held_against_ours_alone() -> None:
     assert [bar.found(REPORT) for bar in BARS] == [80_000, pytest.approx(0.15)]
     assert [bar.reached(REPORT) for bar in BARS] == [True, True]
-    slow = Report([replace(OURS, cpu_us=20.1)], [], [STREAM, replace(STREAM, paced=Phase(100, 2.0, 2.0, 3.0))])
+    slow = Report([replace(OURS, cpu_us=20.1)], [], [STREAM, replace(STREAM, paced=PACED[1:])])
     assert [bar.reached(slow) for bar in BARS] == [False, False]
 
 
@@ -107,7 +106,8 @@ def test_the_page_tells_everything(tmp_path: Path) -> None:
     assert "| 2,500 (200.0x) |" in text
     assert "not measured: no / store at all" in text
     assert "31 MB a million keys" in text
-    assert "| pgbench | paced | 100 | 50 | 20000.0 | 4000.0 | 0.20 | 1 | 0.80 | 1.40 | yes |" in text
+    assert "| pgbench | paced | 100 | 50 | 20000.0 | 4000.0 | 0.20 | 5 | 2.80 | 4.90 | yes |" in text
+    assert "| pgbench | paced | 100 | 50 | 20000.0 | 19000.0 | 0.95 | 1 | 0.80 | 1.40 | yes |" in text
     found = json.loads((tmp_path / "cdc.json").read_text())
     assert found["merges"][0]["changes"] == 1_000_000
     assert found["command"] == "python -m benchmarks.cdc"
