@@ -24,6 +24,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask
 
 from headrace.keyindex import Keys, hash_keys
+from sinks.iceberg.locations import distinct
 from sinks.iceberg.rewrite import deleted_positions
 from sinks.iceberg.shape import field_id
 
@@ -88,7 +89,7 @@ def key_pieces(
 
     def read(number: int) -> Iterator[Piece]:
         task = files[number]
-        dead = np.unique(deleted_positions(io, task))
+        dead = distinct(deleted_positions(io, task))
         start = 0
         for rows in column_batches(io, task.file, schema, columns.names):
             end = start + len(rows)
@@ -109,10 +110,11 @@ def key_pieces(
 
 def column_batches(io: FileIO, file: DataFile, schema: Schema, names: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of a data file by the field ids that the table's schema gives to `names`, `STEP` rows at a time; deleted
-    rows too. A column that the file lacks is null. Raises `OSError`."""
+    rows too. A column that the file, or the table, lacks is null. Raises `OSError`."""
+    ids = {field.name: field.field_id for field in schema.fields}
     with io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
         by_id: Mapping[int | None, str] = {field_id(f): f.name for f in parquet.schema_arrow}
-        have = {name: by_id.get(schema.find_field(name).field_id) for name in names}
+        have = {name: by_id.get(ids[name]) if name in ids else None for name in names}
         present = [column for column in have.values() if column is not None]
         for batch in parquet.iter_batches(STEP, columns=present):
             columns = [pa.nulls(batch.num_rows) if at is None else batch.column(at) for at in have.values()]

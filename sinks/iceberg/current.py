@@ -29,7 +29,7 @@ from schemas import envelope
 from schemas.envelope import NOWHERE, Position
 from sinks.iceberg import progress, wholerows
 from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
-from sinks.iceberg.changes import Folded, fold, join
+from sinks.iceberg.changes import fold, join
 from sinks.iceberg.commit import Change, trouble
 from sinks.iceberg.evolve import set_aside
 from sinks.iceberg.follow import (
@@ -40,6 +40,7 @@ from sinks.iceberg.follow import (
     new_columns,
     new_key,
     rekeyed,
+    repeated,
     row_changes,
     staged,
 )
@@ -123,7 +124,7 @@ class CurrentTable(KeyedTable):
         return Position.parse(stored) if stored else NOWHERE
 
     def stages(self, slices: Sequence[Slice]) -> list[list[Slice]]:
-        return staged(slices)
+        return staged(slices, self._marks(slices))
 
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         self._finish_remaking()
@@ -184,14 +185,18 @@ class CurrentTable(KeyedTable):
         return state
 
     def _applicable(self, part: Slice, rejects: list[Reject]) -> Mask:
-        """The rows that can be applied; the others become rejects, with the first rule that they break."""
+        """The rows that can be applied; the others become rejects, with the first rule that they break. Repeats, which
+        may have another key now, stay among them: they are dropped later."""
         if not self._key_known and part.key_fields is not None and row_changes(part).any():
             self._learn(part.key_fields)
             if self.table is not None:
                 super()._opened(self._existing)
         keep = np.ones(part.batch.num_rows, np.bool_)
+        judged = keep
+        if part.key_fields != self.key and envelope.is_envelope(part.batch.schema):
+            judged = ~repeated(part, self._mark(part.partition))
         for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
-            mask &= keep
+            mask &= keep & judged
             if mask.any():
                 keep &= ~mask
                 rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
@@ -224,6 +229,9 @@ class CurrentTable(KeyedTable):
         fresh[rows] = envelope.after_position(mine.high, mine.low, mark)
         marks[part.partition] = envelope.highest(mine.high, mine.low, mark)
         return fresh
+
+    def _marks(self, slices: Sequence[Slice]) -> dict[int, Position]:
+        return {part.partition: self._mark(part.partition) for part in slices}
 
     def _mark(self, partition: int) -> Position:
         """Up to where changes of a partition have been applied."""
@@ -261,21 +269,29 @@ class CurrentTable(KeyedTable):
             return self._settle(parts, fitted, rejects)
         keys = join([c.keys for c in parts])
         present = np.concatenate([np.empty(0, np.bool_), *(c.present for c in parts)])
-        folded = fold(keys, present)
         batches = [c.rows for c in parts]
-        rows = take_rows(batches, folded.write)
-        if names := with_placeholders(rows):
+        standing = np.ones(len(present), np.bool_)
+        while True:
+            kept = np.flatnonzero(standing)
+            folded = fold(keys.take(kept), present[kept])
+            write = kept[folded.write]
+            rows = take_rows(batches, write)
+            names = with_placeholders(rows)
+            if not names:
+                break
             high, low = (np.concatenate([getattr(c.places, side) for c in parts]) for side in ("high", "low"))
             moves = Moves.of(high, low, np.concatenate([c.created for c in parts]), present)
             with trouble(self.name):
-                filled, unresolved = fill_unavailable(
-                    self, names, batches, keys, present, folded.write, fitted.columns, moves
+                filled, unknown = fill_unavailable(
+                    self, names, batches, keys, present & standing, write, fitted.columns, moves
                 )
+            rows = filled.to_batches()
+            if not unknown.any():
+                break
+            # Without these, an earlier change of their key is the last.
             reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
-            rejects += refused(parts, folded.write[unresolved], self.stage, "value", reason)
-            kept = np.flatnonzero(~unresolved)
-            folded = Folded(folded.write[kept], folded.keys.take(kept), folded.touched)
-            rows = filled.take(pa.array(kept)).to_batches()
+            rejects += refused(parts, write[unknown], self.stage, "value", reason)
+            standing[write[unknown]] = False
         return Merging(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
 
     def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
@@ -325,10 +341,10 @@ class CurrentTable(KeyedTable):
         """Bring the rows that are there under the source's present key and columns, before new ones come."""
         if self.table is None:
             return
-        key = new_key(slices, self.key, self._key_since) if self._key_known and self.key else None
+        marks = self._marks(slices)
+        key = new_key(slices, self.key, self._key_since, marks) if self._key_known and self.key else None
         if key is not None:
             self._remake(lambda: rekeyed(self._existing, self.topic, *key, counted=self.counted))
-        marks = {part.partition: self._mark(part.partition) for part in slices}
         added = new_columns(slices, self._existing.schema(), self._added, marks)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))

@@ -69,24 +69,36 @@ def row_changes(part: Slice) -> Mask:
     return writes(op) | mask_of(pc.equal(op, "d"))
 
 
-def first_place(part: Slice, mark: Position = NOWHERE) -> Position | None:
-    """The lowest place of a slice's changes of rows but repeats, which are up to `mark`; None when it has none, or they
-    do not say."""
-    batch = part.batch.filter(pa.array(row_changes(part)))
+def repeated(part: Slice, mark: Position) -> Mask:
+    """Which records of a slice are changes that have been applied, as those up to `mark` have. Debezium repeats them
+    after a restart under the key and the columns of that time: they do not say where in the log those came."""
+    changes = row_changes(part)
+    mask = np.zeros(len(changes), np.bool_)
+    if not changes.any():
+        return mask
+    rows = np.flatnonzero(changes & ~mask_of(envelope.snapshot_mask(part.batch)))
     try:
-        places = Places.of(batch)
+        places = Places.of(part.batch.take(pa.array(rows)))
+    except ContractError:
+        return mask
+    mask[rows] = places.below(Position(mark.high, mark.low + 1))
+    return mask
+
+
+def first_place(part: Slice, mark: Position = NOWHERE) -> Position | None:
+    """The lowest place of a slice's changes of rows but those that are `repeated`; None when it has none, or they do
+    not say."""
+    fresh = row_changes(part) if mark == NOWHERE else row_changes(part) & ~repeated(part, mark)
+    try:
+        lowest = Places.of(part.batch.filter(pa.array(fresh))).lowest
     except ContractError:
         return None
-    if mark != NOWHERE:
-        read = mask_of(envelope.snapshot_mask(batch))
-        places = places.take(read | ~places.below(Position(mark.high, mark.low + 1)))
-    lowest = places.lowest
     return lowest if lowest.high >= 0 else None
 
 
-def staged(slices: Sequence[Slice]) -> list[list[Slice]]:
+def staged(slices: Sequence[Slice], marks: Mapping[int, Position]) -> list[list[Slice]]:
     """Slices in groups that have one key each, in the order in which the source had those keys; order within a
-    partition is kept. Usually one group."""
+    partition is kept. Usually one group. `marks`: up to which place a partition's changes are repeats."""
     if len({part.key_fields for part in slices if part.key_fields}) < 2:
         return [list(slices)]
     waiting: dict[int, list[Slice]] = {}
@@ -95,7 +107,7 @@ def staged(slices: Sequence[Slice]) -> list[list[Slice]]:
     stages = []
     while any(waiting.values()):
         heads = [parts[0] for parts in waiting.values() if parts]
-        keyed = [(first_place(p) or Position(-1, -1), p.key_fields) for p in heads if p.key_fields]
+        keyed = [(first_place(p, marks[p.partition]) or NOWHERE, p.key_fields) for p in heads if p.key_fields]
         key = min(keyed, key=lambda pair: pair[0])[1] if keyed else None
         stage: list[Slice] = []
         for parts in waiting.values():
@@ -105,11 +117,14 @@ def staged(slices: Sequence[Slice]) -> list[list[Slice]]:
     return stages
 
 
-def new_key(slices: Sequence[Slice], key: tuple[str, ...], since: Position) -> tuple[tuple[str, ...], Position] | None:
-    """The key that slices have instead of `key`, which holds since a place before theirs, and from where on."""
+def new_key(
+    slices: Sequence[Slice], key: tuple[str, ...], since: Position, marks: Mapping[int, Position]
+) -> tuple[tuple[str, ...], Position] | None:
+    """The key that slices have instead of `key`, which holds since a place before theirs, and from where on. `marks`:
+    up to which place a partition's changes are repeats."""
     for part in slices:
         if part.key_fields and part.key_fields != key:
-            at = first_place(part)
+            at = first_place(part, marks[part.partition])
             if at is not None and at > since:
                 return part.key_fields, at
     return None
@@ -162,8 +177,7 @@ def new_columns(
     slices: Sequence[Slice], schema: Schema, known: Added, marks: Mapping[int, Position]
 ) -> dict[str, Column]:
     """Columns with a default that slices have and the table has not. `marks`: up to which place a partition's changes
-    are repeats. Debezium writes what it repeats after a restart under the columns of that time: it does not say where
-    in the log they came."""
+    are repeats."""
     found: dict[str, Column] = {}
     have = {field.name for field in schema.fields}
     for part in slices:

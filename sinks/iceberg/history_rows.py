@@ -107,8 +107,10 @@ def filled(log: Log) -> tuple[Log, Mask]:
         if not lacking.any():
             continue
         source = np.where(lacking, log.sequence.last_marked(log.present & ~lacking), np.arange(len(values)))
-        unknown |= source < 0
-        rows = rows.set_column(number, rows.schema.field(number), values.take(pa.array(np.maximum(source, 0))))
+        values = values.take(pa.array(source, mask=source < 0))
+        # What was null can't have stayed: a null is not large.
+        unknown |= lacking & mask_of(pc.is_null(values))
+        rows = rows.set_column(number, rows.schema.field(number), values)
     return replace(log, rows=rows), unknown
 
 

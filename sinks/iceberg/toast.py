@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from headrace.keyindex import KeyIndex, Keys
 from schemas.envelope import unavailable_mask
+from sinks.iceberg.applicable import mask_of
 from sinks.iceberg.keyed import KeyedTable
-from sinks.iceberg.locations import file_of, position_of
+from sinks.iceberg.locations import distinct, file_of, position_of
 from sinks.iceberg.shape import fit, fit_rows
 
 Int64 = npt.NDArray[np.int64]
@@ -69,7 +70,8 @@ def fill_unavailable(
 ) -> tuple[pa.Table, Mask]:
     """Rows `write` of `changes` (numbered through all batches) with the placeholders in columns `names` replaced.
 
-    Also says which of them have no value to keep. `present[i]`: change i has a row. Raises `OSError`.
+    Also says which of them have no value to keep: no row before, or one without the value, as when the column is new to
+    the table or has another name in it. `present[i]`: change i has a row that counts. Raises `OSError`.
     """
     rows = pa.concat_tables([fit_rows(batch, columns) for batch in changes])
     result = rows.take(write)
@@ -77,7 +79,7 @@ def fill_unavailable(
     for name in names:
         at = columns.get_field_index(name)
         values = rows.column(at)
-        lacking = np.concatenate([_mask(unavailable_mask(chunk)) for chunk in values.chunks])
+        lacking = np.concatenate([mask_of(unavailable_mask(chunk)) for chunk in values.chunks])
         source = write.copy()
         wanted = np.flatnonzero(lacking[write])
         known = np.flatnonzero(present & ~lacking)
@@ -85,10 +87,12 @@ def fill_unavailable(
         unknown = source[wanted] < 0
         wanted, owner = wanted[unknown], owner[unknown]
         locations = table.live_locations(keys.take(owner))
-        unresolved[wanted[locations < 0]] = True
         stored, order = _read(table, name, locations, columns.field(at).type)
-        source[wanted] = np.where(locations < 0, 0, len(rows) + order)
-        column = pa.chunked_array([*values.chunks, *stored], columns.field(at).type).take(pa.array(source))
+        source[wanted] = np.where(locations < 0, -1, len(rows) + order)
+        found = pa.array(source, mask=source < 0)
+        column = pa.chunked_array([*values.chunks, *stored], columns.field(at).type).take(found)
+        # What was null can't have stayed: a null is not large.
+        unresolved |= lacking[write] & mask_of(pc.is_null(column))
         result = result.set_column(at, columns.field(at), column)
     return result, unresolved
 
@@ -129,15 +133,10 @@ def _read(table: KeyedTable, name: str, locations: Int64, kind: pa.DataType) -> 
     order = np.zeros(len(locations), np.int64)
     chunks: list[Any] = []
     count = 0
-    for number in np.unique(file_of(locations[locations >= 0])):
+    for number in distinct(file_of(locations[locations >= 0])):
         here = np.flatnonzero((locations >= 0) & (file_of(locations) == number))
         column = table.read(int(number), name).take(pa.array(position_of(locations[here])))
         chunks += fit(column, kind).chunks
         order[here] = count + np.arange(len(here))
         count += len(here)
     return chunks, order
-
-
-def _mask(array: Any) -> Mask:
-    out: Mask = array.to_numpy(zero_copy_only=False)
-    return out

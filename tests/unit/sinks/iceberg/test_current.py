@@ -7,6 +7,7 @@ import pyarrow as pa
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.current import CurrentTable
 from tests.unit.sinks.iceberg.support import (
+    ROW,
     TOPIC,
     change,
     duckdb_rows,
@@ -159,6 +160,22 @@ def test_an_unavailable_value_stays_what_it_was(current):
     )
     assert rows_of(current, "id", "name", "n") == [(1, "big", 5), (2, "new", 6)]
     assert [(r.rule, r.rows.tolist()) for r in prepared.rejects] == [("value", [3])]
+
+
+def test_an_unavailable_value_that_the_row_does_not_have_refuses_the_change(current):
+    """The column was renamed, or is new to the table: nothing is there that could stay, and no null takes its place."""
+    wide = envelope_schema(pa.struct([*ROW, ("note", pa.string())]))
+    land(current, slice_of([change("c", thing(1, "one"), 1), change("c", thing(2, None), 2)]))
+    later = [
+        change("u", {**thing(1, "one", 4), "note": UNAVAILABLE}, 3),
+        change("u", {**thing(2, None, 5), "note": "two"}, 4),
+        change("u", {**thing(2, UNAVAILABLE, 6), "note": "new"}, 5),
+        change("u", {**thing(2, UNAVAILABLE, 7), "note": UNAVAILABLE}, 6),
+    ]
+    prepared = land(current, slice_of(later, 2, schema=wide))
+    assert sorted(int(row) for r in prepared.rejects for row in r.rows) == [0, 2, 3]
+    assert {r.rule for r in prepared.rejects} == {"value"}
+    assert rows_of(current, "id", "name", "n", "note") == [(1, "one", 0, None), (2, None, 5, "two")]
 
 
 def test_a_large_value_follows_its_row_to_another_key(current):

@@ -14,6 +14,7 @@ import pytest
 from headrace.errors import SchemaNotFoundError, UnavailableError
 from headrace.kafka import Chunk
 from schemas.defaults import default_scalar
+from schemas.envelope import NOWHERE
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.follow import staged
@@ -164,6 +165,27 @@ def test_another_key_finds_rows_by_other_columns(catalog):
     assert rows_of(again, "id", "n") == [(1, 50)]
 
 
+def test_what_is_repeated_under_another_key_does_not_say_where_it_came(catalog):
+    """Otherwise changes under the old key that another partition has yet to bring would be refused."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    rows = {n: {"id": n, "code": -n} for n in range(1, 8)}
+    schema = envelope_schema(pa.struct([("id", pa.int64()), ("code", pa.int64())]))
+
+    def codes(numbers: list[int], start: int, key: str, partition: int = 0) -> Slice:
+        events = [change("c", rows[n], n) for n in numbers]
+        return slice_of(events, start, partition=partition, schema=schema, key_fields=(key,))
+
+    land(table, codes([2, 4], 0, "id"))
+    for stage in table.stages([codes([2, 4], 2, "code"), codes([1, 3], 0, "id", 1)]):
+        prepared = land(table, *stage)
+        assert not prepared.rejects
+    assert table.key == ("id",)
+    for stage in table.stages([codes([2, 4, 6], 4, "code"), codes([5], 2, "id", 1)]):
+        assert not land(table, *stage).rejects
+    assert table.key == ("code",)
+    assert rows_of(table, "code") == [(-1,), (-2,), (-3,), (-4,), (-5,), (-6,)]
+
+
 def test_a_table_that_begins_with_a_truncation_learns_its_key_later(catalog):
     table = opened(CurrentTable(catalog, "silver.things", TOPIC))
     land(table, slice_of([change("t", None, 1)], key_fields=()))
@@ -180,8 +202,9 @@ def test_slices_of_two_keys_are_taken_in_the_order_of_the_source():
     old = slice_of([change("c", {"id": 1, "name": "a", "n": 1}, 9)], partition=1)
     truncate = slice_of([change("t", None, 8)], partition=0, key_fields=())
     new = slice_of([change("c", {"id": 2, "name": "b", "n": 1}, 10)], 1, partition=0, key_fields=("name",))
-    assert staged([truncate, old]) == [[truncate, old]]
-    assert staged([truncate, new, old]) == [[truncate, old], [new]]
+    marks = {0: NOWHERE, 1: NOWHERE}
+    assert staged([truncate, old], marks) == [[truncate, old]]
+    assert staged([truncate, new, old], marks) == [[truncate, old], [new]]
 
 
 def test_another_type_is_refused_or_has_a_column_of_its_own(catalog):

@@ -269,6 +269,15 @@ def test_values_that_were_not_sent_are_those_of_the_version_before(history):
     assert [(r.rows.tolist(), r.stage, r.rule) for r in prepared.rejects] == [([4], "history", "value")]
 
 
+def test_a_value_that_was_not_sent_and_is_not_in_the_version_before_refuses_the_change(history):
+    landed(history, event("c", 1, None, 10))
+    wide = timed(pa.struct([*ROW, ("note", pa.string())]))
+    later = [event("u", 1, None, 20, note=UNAVAILABLE), event("u", 1, UNAVAILABLE, 21, note="new")]
+    prepared = landed(history, *later, event("u", 1, None, 22, note="last"), schema=wide)
+    assert [(r.rows.tolist(), r.rule) for r in prepared.rejects] == [([0, 1], "value")]
+    assert rows_of(history, "id", "note") == [(1, "last"), (1, None)]
+
+
 def test_new_columns_are_null_in_the_versions_before_them(history):
     landed(history, event("c", 1, "a", 10))
     wide = pa.struct([*ROW, ("extra", pa.float64())])
