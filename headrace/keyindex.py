@@ -190,6 +190,17 @@ def _insert(
 
 
 @njit(cache=True, nogil=True)
+def _forget(slots: Any, where: Any) -> Any:
+    """Mark slots as removed, -1 and removed ones left out; returns how many."""
+    count = 0
+    for slot in slots:
+        if slot >= 0 and where[slot] != -2:
+            where[slot] = -2
+            count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
 def _mark_last(slots: Any, last: Any, keep: Any) -> None:
     for i in range(len(slots)):
         last[slots[i]] = i
@@ -259,10 +270,7 @@ class KeyIndex:
 
     def remove(self, keys: Keys) -> None:
         """Forget keys; unknown ones are no error."""
-        slots = self._slots(keys)
-        slots = np.unique(slots[slots >= 0])
-        self._where[slots] = _REMOVED
-        self._live -= len(slots)
+        self._live -= int(_forget(self._slots(keys), self._where))
 
     def entries(self) -> tuple[Keys, Int64]:
         """All keys with their locations, in no order."""
@@ -319,3 +327,4 @@ def warm() -> None:
     index = KeyIndex()
     index.put(keys.take(last_of_each(keys)), np.arange(2))
     index.locations(keys)
+    index.remove(keys)

@@ -50,7 +50,7 @@ from sinks.iceberg.history_rows import (
 )
 from sinks.iceberg.keyed import Merging, at_once
 from sinks.iceberg.livefiles import LiveFiles
-from sinks.iceberg.locations import file_of, locate, position_of
+from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.rewrite import rows_at
@@ -250,7 +250,7 @@ class HistoryTable(CurrentTable):
             keys, since = log.keys.take(late), int(ends.times[:passed].min())
             for number, task in self._files.by_number.items():
                 found.append(locate(number, reopened(self._existing, task, self.key, keys, done, since)))
-        locations = np.unique(np.concatenate(found))
+        locations = distinct(np.concatenate(found))
         return locations[locations >= 0]
 
     def _stored(self, locations: Int64) -> pa.Table:

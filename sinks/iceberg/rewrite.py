@@ -23,6 +23,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.types import ListType, MapType
 
 from sinks.iceberg.encodings import ROW_GROUP
+from sinks.iceberg.locations import distinct
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
@@ -75,7 +76,7 @@ def live_rows(table: Table, task: FileScanTask, dead: Int64 | None = None) -> It
     schema = table.schema()
     arrow = arrow_schema(schema)
     gone = deleted_positions(table.io, task)
-    dead = np.unique(gone if dead is None else np.concatenate([gone, dead]))
+    dead = distinct(gone if dead is None else np.concatenate([gone, dead]))
     with table.io.new_input(task.file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
         have = _known_columns(parquet, schema)
         position = 0

@@ -9,11 +9,21 @@ from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.schema import Schema
 
 FIELD_ID = b"PARQUET:field_id"
+# Every commit asks several times for the form of the one schema, which takes milliseconds. A schema is never changed in
+# place, and one that is kept here keeps its identity to itself.
+RECENT = 32
+_recent: dict[int, tuple[Schema, pa.Schema]] = {}
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The Arrow form of an Iceberg schema: field ids in the metadata, 32-bit offsets, nested fields included."""
-    return pa.schema([_narrow_field(f) for f in schema_to_pyarrow(schema, include_field_ids=True)])
+    known = _recent.get(id(schema))
+    if known is None:
+        known = schema, pa.schema([_narrow_field(f) for f in schema_to_pyarrow(schema, include_field_ids=True)])
+        while len(_recent) >= RECENT:
+            _recent.pop(next(iter(_recent)), None)
+        _recent[id(schema)] = known
+    return known[1]
 
 
 def field_id(field: pa.Field) -> int | None:
