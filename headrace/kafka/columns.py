@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,3 +118,20 @@ def binary_array(
     """Arrow array over these buffers; `valid` has one byte a row, None for no nulls."""
     bits = None if valid is None else pa.py_buffer(np.packbits(valid[:rows], bitorder="little"))
     return pa.Array.from_buffers(pa.binary(), rows, [bits, pa.py_buffer(offsets), pa.py_buffer(data)])
+
+
+def concat_binary(arrays: Sequence[Any]) -> Any:
+    """As `pa.concat_arrays`, with the room behind the data that decoders rely on. One array is left as it is."""
+    if len(arrays) == 1:
+        return arrays[0]
+    valid = np.concatenate([array.is_valid().to_numpy(zero_copy_only=False) for array in arrays])
+    ends = [np.frombuffer(a.buffers()[1], np.int32)[a.offset : a.offset + len(a) + 1] for a in arrays]
+    data = np.empty(sum(int(end[-1] - end[0]) for end in ends) + PADDING, np.uint8)
+    offsets, at = [np.zeros(1, np.int32)], 0
+    for array, end in zip(arrays, ends, strict=True):
+        size = int(end[-1] - end[0])
+        if size:
+            data[at : at + size] = np.frombuffer(array.buffers()[2], np.uint8)[end[0] : end[-1]]
+        offsets.append(end[1:] - end[0] + np.int32(at))
+        at += size
+    return binary_array(len(valid), None if valid.all() else valid.view(np.uint8), np.concatenate(offsets), data[:at])

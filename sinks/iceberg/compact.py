@@ -43,16 +43,15 @@ def dead_rows(task: FileScanTask) -> int:
 def choose(
     tasks: Iterable[FileScanTask],
     *,
-    at_least: int = FILES_TO_MERGE,
     target: int = TARGET_BYTES,
     allowance: int = 0,
     apart: Callable[[FileScanTask], Any] = lambda _: None,
 ) -> list[list[FileScanTask]]:
     """The files to rewrite now, in groups that become one file each: at most `target` bytes a group, or one file.
 
-    Worth it are tiers of at least `at_least` small files of a partition, and files with many dead rows. All groups
-    together have at most `allowance` bytes, or `target` where that is more. Files for which `apart` differs are not
-    merged.
+    Worth it are tiers of at least `FILES_TO_MERGE` small files of a partition, and files with many dead rows. All
+    groups together have at most `allowance` bytes, or `target` where that is more. Files for which `apart` differs are
+    not merged.
     """
     groups: dict[tuple[Any, ...], list[FileScanTask]] = defaultdict(list)
     for task in tasks:
@@ -64,7 +63,7 @@ def choose(
         else:
             continue
         groups[apart(task), task.file.spec_id, task.file.partition, tier].append(task)
-    worth = {key: group for key, group in groups.items() if key[-1] < 0 or len(group) >= at_least}
+    worth = {key: group for key, group in groups.items() if key[-1] < 0 or len(group) >= FILES_TO_MERGE}
     chosen: list[list[FileScanTask]] = []
     left = max(target, allowance)
     for (*_, tier), group in sorted(worth.items(), key=lambda item: len(item[1]), reverse=True):

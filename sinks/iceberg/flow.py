@@ -21,6 +21,7 @@ from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
+from sinks.iceberg.gather import Gatherer, batches
 from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
@@ -29,6 +30,8 @@ from sinks.iceberg.slices import Slice
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 # A table is committed before its freshness target by this share of it, which is left for the commit itself.
 EARLY = 0.2
+# Seconds for which chunks may wait for the next ones, until the commit is due, before they are decoded (see `gather`).
+LONGEST_GATHERING = 1.0
 MAX_COMMIT_BYTES = 64 << 20
 # Decoded records of one topic: one commit under way and the next one filling.
 MAX_DECODED_BYTES = 2 * MAX_COMMIT_BYTES
@@ -66,8 +69,8 @@ class TableFlow:
         """Labels of its metrics."""
         return f"sink {self.table.name}", self.table.topic
 
-    def add(self, part: Slice) -> None:
-        """Buffer what of `part` the table has not had yet."""
+    def add(self, part: Slice, since: float) -> None:
+        """Buffer what of `part` the table has not had yet; `since`: when it was there to be decoded (monotonic)."""
         mine = part.after(self.next.get(part.partition, part.start))
         if mine.next_offset <= self.next.get(part.partition, -1):
             return
@@ -76,7 +79,7 @@ class TableFlow:
         self.rows += len(mine)
         self.nbytes += mine.nbytes
         if self.since is None:
-            self.since = time.monotonic()
+            self.since = since
         metrics.ROWS_IN.labels(*self.flow).inc(len(mine))
 
     def due_in(self) -> float | None:
@@ -118,8 +121,8 @@ class TopicFlow:
         self._quarantine = quarantine
         self._workers = workers
         self._failed = failed
-        self._chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
-        self._chunk_bytes = 0
+        self._chunks = Gatherer()
+        self._patience = min(LONGEST_GATHERING, (1 - EARLY) * min(flow.freshness for flow in tables))
         self._arrived = asyncio.Event()
         self._decoded = asyncio.Event()
         self._landed = asyncio.Event()
@@ -161,7 +164,7 @@ class TopicFlow:
     @property
     def nbytes(self) -> int:
         """Memory held by records that are not landed yet."""
-        return self._chunk_bytes + max((flow.nbytes for flow in self.tables), default=0)
+        return self._chunks.nbytes + max((flow.nbytes for flow in self.tables), default=0)
 
     @property
     def problems(self) -> list[str]:
@@ -177,9 +180,8 @@ class TopicFlow:
 
     def feed(self, chunk: Chunk) -> None:
         """Take the next chunk of a partition."""
-        self._chunks.put_nowait(chunk)
+        self._chunks.put(chunk)
         self.fed[chunk.partition] = chunk.next_offset
-        self._chunk_bytes += chunk.values.nbytes + chunk.keys.nbytes
 
     def landed(self) -> dict[int, int]:
         """Next offset by partition that every table has committed."""
@@ -188,7 +190,7 @@ class TopicFlow:
 
     async def close(self, patience: float) -> None:
         """Land what was fed, for at most `patience` seconds, then stop; what is not landed is read again next time."""
-        self._chunks.put_nowait(None)
+        self._chunks.end()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=patience)
         await self.cancel()
@@ -208,32 +210,40 @@ class TopicFlow:
             self._failed(self, e)
 
     async def _decode(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            while (chunk := await self._chunks.get()) is not None:
-                start = self._read[chunk.partition]
-                await self._until_room()
-                wait = FIRST_WAIT
-                while True:
-                    try:
-                        slices = await loop.run_in_executor(self._workers.decoder, self._reader.read, chunk, start)
-                        break
-                    except TransientError as e:
-                        wait = await self._rest(wait, e, self)
-                self.trouble = None
-                self._read[chunk.partition] = chunk.next_offset
-                self._chunk_bytes -= chunk.values.nbytes + chunk.keys.nbytes
-                for flow in self.tables:
-                    for part in slices:
-                        flow.add(part)
+            while True:
+                since, chunks = await self._chunks.take(self._patience)
+                if not chunks:
+                    return
+                for batch in batches(chunks):
+                    await self._until_room()
+                    slices = await self._read_batch(batch)
+                    for flow in self.tables:
+                        for part in slices:
+                            flow.add(part, since)
                 self._arrived.set()
         finally:
             self._decoded.set()
             self._arrived.set()
 
+    async def _read_batch(self, batch: list[Chunk]) -> list[Slice]:
+        """Tried until it succeeds."""
+        loop, wait = asyncio.get_running_loop(), FIRST_WAIT
+        chunks = [(chunk, self._read[chunk.partition]) for chunk in batch]
+        while True:
+            try:
+                slices = await loop.run_in_executor(self._workers.decoder, self._reader.read_all, chunks)
+                break
+            except TransientError as e:
+                wait = await self._rest(wait, e, self)
+        self.trouble = None
+        self._read |= {chunk.partition: chunk.next_offset for chunk in batch}
+        return slices
+
     async def _until_room(self) -> None:
         """Columns take several times the memory of the bytes that they are decoded from: those wait, these do not."""
         while max((flow.nbytes for flow in self.tables), default=0) >= self._room:
+            self._arrived.set()
             self._landed.clear()
             await self._landed.wait()
 

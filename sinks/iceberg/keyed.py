@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import DEAD_SHARE, choose, paths_of
 from sinks.iceberg.evolve import Evolution
 from sinks.iceberg.livefiles import LiveFiles
-from sinks.iceberg.locations import file_of, locate, position_of
+from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
 from sinks.iceberg.rewrite import deleted_positions, rewrite
@@ -40,7 +41,7 @@ from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]
 
-# When a file has this many delete files the table is compacted: it is rewritten, or they are merged into one.
+# When a file has this many delete files they are merged into one, unless it is rewritten.
 DELETE_FILES_TO_MERGE = 8
 # Room for new keys in an index that is built: a table that grows by less while the process lives is never rebuilt.
 HEADROOM = 1 / 8
@@ -80,9 +81,9 @@ class KeyedTable(OwnedTable):
     """A table kept by position. Subclasses say what key it has: `key` is empty for one without, which only grows.
 
     What a commit costs depends on its rows and on how many files they touch, not on how many rows the table has.
-    After `care` a data file has fewer than `DELETE_FILES_TO_MERGE` delete files. At a compaction, which is due then
-    or every `compact_every` commits, files with more than `DEAD_SHARE` of dead rows are rewritten, as far as they
-    take no more bytes than `file_bytes` or 1 / `DEAD_SHARE` times the rows that died since the last one.
+    After `care` a data file has fewer than `DELETE_FILES_TO_MERGE` delete files. At a compaction, every
+    `compact_every` commits, files with more than `DEAD_SHARE` of dead rows are rewritten, as far as they take no more
+    bytes than `file_bytes` or 1 / `DEAD_SHARE` times the rows that died since the last one.
     """
 
     key: tuple[str, ...] = ()
@@ -113,7 +114,8 @@ class KeyedTable(OwnedTable):
         return self._index.locations(keys) if self.table else np.full(len(keys), ABSENT)
 
     def read(self, file: int, name: str) -> pa.ChunkedArray:
-        """A column of a live file, by the file's number in locations; deleted rows too. Raises `OSError`."""
+        """A column of a live file, by the file's number in locations; deleted rows too; nulls where the table has
+        no such column. Raises `OSError`."""
         table = self._existing
         batches = column_batches(table.io, self._files[file].file, table.schema(), [name])
         return pa.concat_tables(batches).column(0)
@@ -187,7 +189,7 @@ class KeyedTable(OwnedTable):
         )
 
     def _write_deletes(self, writer: FileWriter, locations: Int64) -> dict[int, DataFile]:
-        dead = np.unique(locations[locations >= 0])
+        dead = distinct(locations[locations >= 0])
         numbers, starts = np.unique(file_of(dead), return_index=True)
         groups = zip(numbers.tolist(), np.split(position_of(dead), starts[1:]), strict=False)
 
@@ -222,30 +224,37 @@ class KeyedTable(OwnedTable):
         at = np.arange(len(keys)) if positions is None else positions
         self._index.put(keys, locate(number, at), versions)
 
-    def _overdue(self) -> bool:
-        return bool(self.key) and self._files.most_deletes >= DELETE_FILES_TO_MERGE
-
     def _apart(self, task: FileScanTask) -> Any:
         """Files for which this differs are not merged."""
 
     def _compact(self, committer: TableCommitter) -> None:
         table = committer.table
-        writer = self._writer(Evolution(table.schema(), None))
-        columns = self.key_columns
         with trouble(self.name):
             files = self._files if self.key else LiveFiles(table.scan().plan_files())
             allowance = int(files.killed / DEAD_SHARE * files.row_bytes)
-            groups = choose(files, at_least=2, target=self._target(table), allowance=allowance, apart=self._apart)
+            groups = choose(files, target=self._target(table), allowance=allowance, apart=self._apart)
+        self._rewrite(committer, files, groups)
+        files.killed = 0
+
+    def _relieve(self, committer: TableCommitter) -> None:
+        if self.key and self._files.most_deletes >= DELETE_FILES_TO_MERGE:
+            self._rewrite(committer, self._files, [])
+
+    def _rewrite(self, committer: TableCommitter, files: LiveFiles, groups: Sequence[list[FileScanTask]]) -> None:
+        """One file in the place of each group, and one delete file where a file has too many."""
+        table = committer.table
+        writer = self._writer(Evolution(table.schema(), None))
+        columns = self.key_columns
+        with trouble(self.name):
             made = [new for group in groups if (new := rewrite(table, group, columns.names))]
             chosen = [task for group in groups for task in group]
             skip = frozenset(task.file.file_path for task in chosen)
             many = [t for t in files if len(t.delete_files) >= DELETE_FILES_TO_MERGE and t.file.file_path not in skip]
 
             def merge(task: FileScanTask) -> DataFile:
-                return writer.write_deletes(task.file, np.unique(deleted_positions(table.io, task)))
+                return writer.write_deletes(task.file, distinct(deleted_positions(table.io, task)))
 
             deletes = at_once(merge, many)
-        files.killed = 0
         if not chosen and not many:
             return
         obsolete = paths_of(chosen) | {file.file_path for t in many for file in t.delete_files}
@@ -277,5 +286,10 @@ def at_once(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_R
     todo = list(items)
     if len(todo) < 2:
         return [work(item) for item in todo]
-    with ThreadPoolExecutor(min(AT_ONCE, len(todo)), "files") as pool:
-        return list(pool.map(work, todo))
+    return list(_pool().map(work, todo))
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """One for all tables: starting threads at every commit takes longer than what they do."""
+    return ThreadPoolExecutor(AT_ONCE, "files")

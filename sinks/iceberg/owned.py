@@ -214,9 +214,11 @@ class OwnedTable(ABC):
         if self._committer is None:
             return
         due = self._compact_every * (PUT_OFF if busy else 1)
-        if self._uncompacted >= due or self._overdue():
+        if self._uncompacted >= due:
             self._compact(self._committer)
             self._uncompacted = 0
+        else:
+            self._relieve(self._committer)
         if len(self._committer.table.metadata.snapshots) >= self._snapshots + EXPIRE_EVERY:
             expire(self._committer, seconds=self._keep_seconds)
             self._snapshots = len(self._committer.table.metadata.snapshots)
@@ -227,9 +229,8 @@ class OwnedTable(ABC):
             # Files that stay are no reason to stop landing.
             log.error("files not removed", **e.as_dict())
 
-    def _overdue(self) -> bool:
-        """Whether compaction cannot wait until it is due."""
-        return False
+    def _relieve(self, committer: TableCommitter) -> None:  # noqa: B027
+        """Do what cannot wait until compaction is due."""
 
     @abstractmethod
     def _compact(self, committer: TableCommitter) -> None:

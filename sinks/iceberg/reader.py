@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,24 @@ import pyarrow.compute as pc
 
 from headrace.errors import ContractError, SchemaNotFoundError
 from headrace.kafka import Chunk
+from headrace.kafka.columns import concat_binary
 from schemas import baseline
-from schemas.codec import ChunkDecoder
+from schemas.codec import ChunkDecoder, Decoded
 from sinks.iceberg.slices import Slice
 
 Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Records of one schema, whose headers are `key` and `value`; the rest as in a slice."""
+
+    chunk: Chunk
+    start: int
+    key: bytes | None = None
+    value: bytes | None = None
+    baseline: int = 0
+    baseline_time: int = 0
 
 
 class TopicReader:
@@ -33,34 +47,48 @@ class TopicReader:
         self._decoders: dict[bytes | None, ChunkDecoder] = {}
 
     def read(self, chunk: Chunk, start: int) -> list[Slice]:
-        """The chunk as slices that reach from offset `start` to the chunk's next offset; usually one.
+        """`read_all` of one chunk."""
+        return self.read_all([(chunk, start)])
 
-        Raises `UnavailableError` when a schema is needed that only the registry knows, and `IdentityError` when an id
-        has changed its meaning.
+    def read_all(self, chunks: Sequence[tuple[Chunk, int]]) -> list[Slice]:
+        """Chunks, each with the offset from which it counts, as slices from there to its next offset; usually one a
+        chunk, in order.
+
+        Values under one schema are decoded together: chunks that are not small should come alone, since the values of
+        several are copied. Raises `UnavailableError` when a schema is needed that only the registry knows, and
+        `IdentityError` when an id has changed its meaning.
         """
+        pieces = [piece for chunk, start in chunks for piece in self._pieces(chunk, start)]
+        alike: dict[bytes | None, list[_Piece]] = defaultdict(list)
+        for piece in pieces:
+            alike[piece.value].append(piece)
+        decoded = {value: self._decoded(value, [p.chunk.values for p in group]) for value, group in alike.items()}
+        return [self._slice(piece, next(decoded[piece.value])) for piece in pieces]
+
+    def _pieces(self, chunk: Chunk, start: int) -> Iterator[_Piece]:
         if not self._with_keys:
-            return [self._slice(chunk, start, None, None)]
-        slices = []
+            yield _Piece(chunk, start)
+            return
         marks = self._baselines(chunk)
         begins = baseline.highest(chunk.keys.filter(pa.array(marks))) if marks.any() else 0
         said = int(chunk.offsets[marks][-1]) if marks.any() else -1
         for part, key, value in self._by_schema(chunk):
-            piece = self._slice(part, start, key, value)
             record = np.flatnonzero(part.offsets == said)
-            written = int(part.timestamps[record[0]]) if len(record) else 0
-            slices.append(replace(piece, baseline=begins, baseline_time=written))
+            yield _Piece(part, start, key, value, begins, int(part.timestamps[record[0]]) if len(record) else 0)
             start = part.next_offset
-        return slices
 
-    def _slice(self, chunk: Chunk, start: int, key: bytes | None, value: bytes | None) -> Slice:
+    def _decoded(self, value: bytes | None, parts: Sequence[pa.BinaryArray]) -> Iterator[Decoded]:
         decoder = self._decoders.get(value)
         if decoder is None:
             decoder = self._decoders[value] = ChunkDecoder(self._schema_of)
-        decoded = decoder.decode(chunk.values)
+        return iter(_apart(decoder.decode(concat_binary(parts)), [len(part) for part in parts]))
+
+    def _slice(self, piece: _Piece, decoded: Decoded) -> Slice:
+        chunk = piece.chunk
         return Slice(
             topic=chunk.topic,
             partition=chunk.partition,
-            start=start,
+            start=piece.start,
             next_offset=chunk.next_offset,
             keys=chunk.keys,
             values=chunk.values,
@@ -71,8 +99,10 @@ class TopicReader:
             nulls=decoded.nulls,
             bad=decoded.bad,
             reasons=tuple(decoded.reasons),
-            key_fields=self._fields(key) if self._with_keys else None,
-            schema=self._schema(value),
+            key_fields=self._fields(piece.key) if self._with_keys else None,
+            schema=self._schema(piece.value),
+            baseline=piece.baseline,
+            baseline_time=piece.baseline_time,
         )
 
     def _baselines(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
@@ -113,6 +143,25 @@ class TopicReader:
         schema = self._schema(header) or {}
         fields = schema.get("fields")
         return tuple(field["name"] for field in fields) if schema.get("type") == "record" and fields else None
+
+
+def _apart(decoded: Decoded, lengths: Sequence[int]) -> list[Decoded]:
+    """What was decoded of several arrays as one, array by array."""
+    if len(lengths) == 1:
+        return [decoded]
+    ends = np.cumsum([0, *lengths])
+    rows, bad, nulls = (np.searchsorted(which, ends) for which in (decoded.rows, decoded.bad, decoded.nulls))
+    return [
+        Decoded(
+            decoded.batch.slice(rows[i], rows[i + 1] - rows[i]),
+            decoded.rows[rows[i] : rows[i + 1]] - ends[i],
+            decoded.bad[bad[i] : bad[i + 1]] - ends[i],
+            decoded.reasons[bad[i] : bad[i + 1]],
+            decoded.nulls[nulls[i] : nulls[i + 1]] - ends[i],
+            decoded.schema_ids[ends[i] : ends[i + 1]],
+        )
+        for i in range(len(lengths))
+    ]
 
 
 def _headers(column: pa.BinaryArray, counts: Callable[[bytes], bool]) -> tuple[list[bytes], Int64]:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pyarrow as pa
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from pyiceberg.catalog import Catalog
@@ -37,6 +36,7 @@ from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
 from sinks.iceberg.history import HistoryTable
+from sinks.iceberg.memory import give_back
 from sinks.iceberg.owned import OwnedTable, Source
 from sinks.iceberg.plan import Landing, change_prefixes, plan
 from sinks.iceberg.quarantine import Quarantine
@@ -46,6 +46,8 @@ from sinks.iceberg.upsert import UpsertTable
 GROUP = "headrace-sink"
 QUARANTINE = "ops.quarantine"
 
+# What a fetch waits for: so many bytes, or this share of the freshness target.
+FETCH_BYTES, FETCHING, LONGEST_FETCH_WAIT = 512 << 10, 0.1, 0.5
 DISCOVERY_SECONDS = 3.0
 REPORT_SECONDS = 1.0
 RETRY_SECONDS = 10.0
@@ -61,8 +63,7 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
 
     Raises `FencedError` when another sink has taken a table, `ConfigError` for what is wrong from the start.
     """
-    # Arrow's own pool keeps what a commit has freed; what compaction needs would come on top of that.
-    pa.set_memory_pool(pa.system_memory_pool())
+    give_back()
     sink = Sink(settings, lifecycle)
     try:
         await sink.run()
@@ -98,9 +99,14 @@ class Sink:
         lifecycle.checks["topics"] = self._problems
 
     def _new_consumer(self) -> ColumnarConsumer:
-        kafka = self._settings.kafka
+        # The broker waits for more to send, too: each answer costs as much as a thousand records in it.
+        wait = min(LONGEST_FETCH_WAIT, FETCHING * self._settings.sink.freshness_seconds)
         return ColumnarConsumer(
-            group_id=GROUP, client_id=self._settings.process.name, headers=False, **consumer_options(kafka)
+            group_id=GROUP,
+            client_id=self._settings.process.name,
+            headers=False,
+            **consumer_options(self._settings.kafka)
+            | {"fetch_min_bytes": FETCH_BYTES, "fetch_max_wait_ms": int(wait * 1000)},
         )
 
     async def run(self) -> None:

@@ -179,8 +179,8 @@ def test_a_backlog_is_landed_first_and_compacted_once(tmp_path):
         counts.append(len(list(table.table.scan().plan_files())))
     assert max(counts) > 4, "put off while rows wait"
     assert counts[-1] < max(counts), "but not for ever"
-    upserts(table, range(5000, 5010))
-    upserts(table, range(6000, 6010))
+    for n in range(4):
+        upserts(table, range(5000 + 100 * n, 5010 + 100 * n))
     before = len(list(table.table.scan().plan_files()))
     table.care()
     assert len(list(table.table.scan().plan_files())) < before

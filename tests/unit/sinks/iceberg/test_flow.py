@@ -15,6 +15,7 @@ import pytest
 from headrace.errors import FencedError, UnavailableError
 from headrace.kafka import Chunk
 from schemas.codec import Encoder
+from sinks.iceberg import gather
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
 from sinks.iceberg.reader import TopicReader
@@ -118,7 +119,8 @@ async def test_everything_is_away_for_a_while(setup: Setup) -> None:
     assert (flow.problems, flow.nbytes, flow.landed(), setup.failures) == ([], 0, {0: 4}, [])
 
 
-async def test_no_more_is_decoded_than_there_is_room_for(setup: Setup) -> None:
+async def test_no_more_is_decoded_than_there_is_room_for(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "LARGE_BYTES", 0)
     flow = await setup.flow(freshness=60)
     flow.limit(2_000)
     setup.table.away = Away(10**6)

@@ -17,6 +17,7 @@ from headrace.process import Lifecycle
 from schemas import baseline
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.service import Sink
+from sinks.iceberg.slices import Slice
 
 TP = TopicPartition("things", 0)
 
@@ -102,3 +103,35 @@ def test_a_baseline_among_records_is_found_and_splits_nothing(keyed: bool) -> No
     alone = Chunk("things", 0, keys[2:3], pa.nulls(1, pa.binary()), offsets[2:3], offsets[2:3], 53)
     assert [(s.key_fields, s.baseline) for s in reader.read(alone, 52)] == [((), 40)]
     assert [s.baseline for s in TopicReader(schemas.__getitem__, with_keys=False).read(alone, 52)] == [0]
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_alone(with_keys: bool) -> None:
+    schemas = {
+        1: {"type": "record", "name": "Key", "fields": [{"name": "id", "type": "long"}]},
+        2: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}]},
+        3: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}, {"name": "w", "type": "long"}]},
+    }
+    # Zigzag numbers of one byte; the second chunk has a tombstone, a broken record and, in between, another schema.
+    one, two, broken = b"\0\0\0\0\x02\x02", b"\0\0\0\0\x03\x04\x06", b"\0\0\0\0\x02"
+    parts = [[one, one], [one, None, broken, two, one], [], [None], [two]]
+    chunks = []
+    for partition, values in enumerate(parts):
+        offsets = np.arange(len(values)) + 10
+        keys = pa.array([b"\0\0\0\0\x01\x02"] * len(values), pa.binary())
+        chunks.append(Chunk("t", partition, keys, pa.array(values, pa.binary()), offsets, offsets, 10 + len(values)))
+
+    def seen(slices: list[Slice]) -> list[Any]:
+        return [
+            (
+                *(s.partition, s.start, s.next_offset, s.key_fields, s.reasons),
+                *(a.tolist() for a in (s.rows, s.nulls, s.bad, s.offsets)),
+                [{k: v for k, v in row.items() if v is not None} for row in s.batch.to_pylist()],
+            )
+            for s in slices
+        ]
+
+    together = TopicReader(schemas.__getitem__, with_keys=with_keys).read_all([(c, 7) for c in chunks])
+    alone = TopicReader(schemas.__getitem__, with_keys=with_keys)
+    assert seen(together) == seen([part for c in chunks for part in alone.read(c, 7)])
+    assert sum(len(part) for part in together) == 9
