@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import faust
+from faust.tables import TableManager
 from faust.types.tuples import TP
 
 from headrace.config import KafkaSettings, Settings
@@ -86,6 +87,13 @@ def _agents_in(path: Path) -> list[Agent]:
     return [value for value in vars(module).values() if isinstance(value, Agent)]
 
 
+class NoTables(TableManager):
+    """Faust's own waits a second at every start for tables, which nobody declares here."""
+
+    async def sleep(self, n: Any) -> None:
+        await super().sleep(0)
+
+
 def faust_app(settings: Settings) -> Any:
     """A Faust app on the columnar transport, without web server, leader topic or store on disk."""
     worker = settings.worker
@@ -101,6 +109,7 @@ def faust_app(settings: Settings) -> Any:
         # How long Faust waits for processors to read their state back after a rebalance.
         broker_request_timeout=RESTORE_SECONDS,
         store="memory://",
+        TableManager=NoTables,
         datadir=str(folder),
         web_enabled=False,
         autodiscover=False,

@@ -13,7 +13,7 @@ from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
 from headrace.errors import UnavailableError
-from headrace.kafka.client import consumer_options
+from headrace.kafka.client import replay_options
 from headrace.kafka.columns import Chunk
 from headrace.kafka.consumer import ColumnarConsumer
 from headrace.kafka.errors import from_client
@@ -34,8 +34,7 @@ class Tail:
     """
 
     def __init__(self, kafka: KafkaSettings, schema_of: Callable[[int], dict[str, Any]]) -> None:
-        # Each new place waits for the fetch at the last one to come back, which has nothing to wait for.
-        self._consumer = ColumnarConsumer(**consumer_options(kafka), headers=False, fetch_max_wait_ms=10)
+        self._consumer = ColumnarConsumer(**replay_options(kafka), headers=False)
         self._decoder = ChunkDecoder(schema_of)
 
     async def __aenter__(self) -> Tail:

@@ -48,6 +48,15 @@ def consumer_options(kafka: KafkaSettings) -> dict[str, Any]:
     }
 
 
+def replay_options(kafka: KafkaSettings) -> dict[str, Any]:
+    """`consumer_options` for reading what is there up to where it ends now.
+
+    A fetch at the end does not wait for more: one fetch of a broker is in flight, and one that waits for half a second
+    would hold up the next partition's. What a new client does not know yet is asked again soon.
+    """
+    return {**consumer_options(kafka), "fetch_max_wait_ms": 10, "retry_backoff_ms": 20}
+
+
 def producer_options(kafka: KafkaSettings) -> dict[str, Any]:
     """`client_options` and what suits a `ColumnarProducer`.
 

@@ -14,7 +14,7 @@ from headrace.config import KafkaSettings, Settings
 from headrace.errors import TerminalError
 from headrace.kafka import Chunk, ColumnarConsumer, ColumnarProducer
 from headrace.kafka.admin import TopicSpec, add_partitions, ensure_topics, partitions
-from headrace.kafka.client import consumer_options, producer_options
+from headrace.kafka.client import producer_options, replay_options
 from headrace.kafka.errors import from_client
 from streams.kpi.changelog import Fold, changelog_topic
 
@@ -105,7 +105,7 @@ class Changelog:
 async def chunks(kafka: KafkaSettings, topic: str, partition: int, start: int | None) -> AsyncIterator[Chunk]:
     """A partition's chunks up to where it ends now, from `start` or from its beginning. Raises `UnavailableError`."""
     tp = TopicPartition(topic, partition)
-    consumer = ColumnarConsumer(headers=False, **consumer_options(kafka))
+    consumer = ColumnarConsumer(headers=False, **replay_options(kafka))
     try:
         await consumer.start()
         consumer.assign([tp])

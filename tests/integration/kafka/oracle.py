@@ -37,7 +37,8 @@ def random_rows(n: int, seed: int = 0) -> list[Row]:
 
 def producer(cluster: KafkaSettings, **options: Any) -> Producer:
     named = {name.replace("_", "."): value for name, value in options.items()}
-    return Producer({**confluent_options(cluster), "linger.ms": 5, **named})
+    # A batch that the broker was not ready for is sent again: it must not come after its next ones.
+    return Producer({**confluent_options(cluster), "linger.ms": 5, "enable.idempotence": True, **named})
 
 
 def produce(to: Producer, topic: str, rows: Iterable[Row], partition: int = 0) -> None:
