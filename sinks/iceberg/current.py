@@ -14,7 +14,7 @@ one partition. A row read by a full snapshot replaces everything older than that
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,7 @@ from sinks.iceberg.follow import (
 from sinks.iceberg.keyed import KeyedTable, Merging
 from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared, Source
+from sinks.iceberg.pending import Changes, refused, rows_of, snapshot_floor, standing, without_obsolete
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.remake import raised
 from sinks.iceberg.shape import fit_rows
@@ -56,24 +57,6 @@ from sinks.iceberg.upsert import take_rows
 
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Changes:
-    """Applicable changes of one slice: `rows` (after, with coordinates and places), what each leaves, and its key.
-
-    `created` says which made a row. `before` has the rows before, of a table without a key, and `going` says which
-    changes have one.
-    """
-
-    slice: Slice
-    rows: pa.RecordBatch
-    present: Mask
-    keys: Keys
-    places: Places
-    going: Mask
-    created: Mask
-    before: pa.RecordBatch | None = None
 
 
 class CurrentTable(KeyedTable):
@@ -154,11 +137,11 @@ class CurrentTable(KeyedTable):
                     emptied, parts = True, []
                 keep &= np.arange(len(keep)) > truncates[-1]
             if not self.key:
-                floor = max(floor, _snapshot(part.batch, places, keep))
+                floor = max(floor, snapshot_floor(part.batch, places, keep))
             parts.append(self._changes(part, keep, places))
         if floor > self.floor and self.table is not None:
             self._remake(lambda: raised(self._existing, floor, {progress.floor_property(self.topic): str(floor)}))
-        parts = [_standing(changes, floor) for changes in parts]
+        parts = [standing(changes, floor) for changes in parts]
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused]
@@ -210,7 +193,7 @@ class CurrentTable(KeyedTable):
         if not len(rows):
             return places
         try:
-            known = Places.of(_rows_of(envelope.placed(part.batch), rows))
+            known = Places.of(rows_of(envelope.placed(part.batch), rows))
         except ContractError as e:
             if not self.key:
                 rejects.append(Reject(part, part.rows[keep], self.stage, "position", (str(e),) * len(rows)))
@@ -243,7 +226,7 @@ class CurrentTable(KeyedTable):
         op = envelope.operations(part.batch)
         present = writes(op)
         rows = np.flatnonzero(keep & (present | mask_of(pc.equal(op, "d"))))
-        batch, present, places = _rows_of(part.batch, rows), present[rows], places.take(rows)
+        batch, present, places = rows_of(part.batch, rows), present[rows], places.take(rows)
         after = with_coordinates(envelope.row_batch(batch, "after"), part, part.rows[rows])
         after = pa.RecordBatch.from_arrays(
             [*after.columns, *places.columns()], schema=pa.schema([*after.schema, *COLUMNS])
@@ -365,56 +348,3 @@ class CurrentTable(KeyedTable):
             # Reading may fail: what has been committed is not to be committed again then.
             self._opened(self._existing)
             self._remade = False
-
-
-def _snapshot(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:
-    """The floor that rows of a full snapshot are: all older rows were read again, or are gone."""
-    source = batch.column("source")
-    rows = keep & mask_of(envelope.snapshot_mask(batch))
-    if rows.any() and "snapshot" in {f.name for f in source.type}:
-        rows &= ~mask_of(pc.equal(pc.struct_field(source, "snapshot"), "incremental"))
-    return places.take(rows).highest if rows.any() else NOWHERE
-
-
-def without_obsolete(changes: Changes, baselines: Mapping[int, int]) -> Changes:
-    """Rows that a baseline of their partition makes obsolete leave nothing."""
-    before = baselines.get(changes.slice.partition, 0)
-    if changes.slice.start >= before:
-        return changes
-    return replace(changes, present=changes.present & (changes.rows.column("_offset").to_numpy() >= before))
-
-
-def _standing(changes: Changes, floor: Position) -> Changes:
-    """Without what a floor has taken."""
-    below = changes.places.below(floor)
-    if not below.any():
-        return changes
-    rows = np.flatnonzero(~below)
-    return replace(
-        changes,
-        rows=_rows_of(changes.rows, rows),
-        present=changes.present[rows],
-        keys=changes.keys.take(rows),
-        places=changes.places.take(rows),
-        before=None if changes.before is None else _rows_of(changes.before, rows),
-        going=changes.going[rows],
-        created=changes.created[rows],
-    )
-
-
-def refused(parts: list[Changes], rows: Int64, stage: str, rule: str, reason: str) -> list[Reject]:
-    """Changes, numbered through all slices, that cannot be applied after all."""
-    starts = np.cumsum([0, *(c.rows.num_rows for c in parts)])
-    rejects = []
-    for i, changes in enumerate(parts):
-        mine = rows[(rows >= starts[i]) & (rows < starts[i + 1])] - starts[i]
-        if len(mine):
-            offsets = changes.rows.column("_offset").to_numpy()[mine]
-            records = np.searchsorted(changes.slice.offsets, offsets)
-            rejects.append(Reject(changes.slice, records, stage, rule, (reason,) * len(mine)))
-    return rejects
-
-
-def _rows_of(batch: pa.RecordBatch, rows: Int64) -> pa.RecordBatch:
-    """These rows, ascending; not copied when they are all."""
-    return batch if len(rows) == batch.num_rows else batch.take(pa.array(rows))

@@ -30,7 +30,7 @@ from sinks.iceberg import progress
 from sinks.iceberg.applicable import full_identity, mask_of, writes
 from sinks.iceberg.build import KeyColumns
 from sinks.iceberg.commit import trouble
-from sinks.iceberg.current import CurrentTable, refused
+from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.ending import all_closed, ended, reopened
 from sinks.iceberg.ends import Ends
 from sinks.iceberg.follow import absent_filled
@@ -52,6 +52,7 @@ from sinks.iceberg.keyed import Merging, at_once
 from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import Prepared, Source
+from sinks.iceberg.pending import refused
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.rewrite import rows_at
 from sinks.iceberg.shape import fit_rows

@@ -13,8 +13,8 @@ from headrace.keyindex import Keys
 from schemas import envelope
 from sinks.iceberg.applicable import mask_of
 from sinks.iceberg.changes import join
-from sinks.iceberg.current import Changes
 from sinks.iceberg.ends import Ends
+from sinks.iceberg.pending import Changes
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import COORDINATES
