@@ -143,8 +143,8 @@ class CurrentTable(KeyedTable):
             self._remake(lambda: raised(self._existing, floor, {progress.floor_property(self.topic): str(floor)}))
         parts = [standing(changes, floor) for changes in parts]
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
-        refused = {id(reject.slice) for reject in fitted.rejects}
-        parts = [c for c in parts if id(c.slice) not in refused]
+        unfitting = {id(reject.slice) for reject in fitted.rejects}
+        parts = [c for c in parts if id(c.slice) not in unfitting]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
         parts = [without_obsolete(c, baselines) for c in parts]
         merging = self._merge(parts, fitted, rejects)
@@ -253,9 +253,9 @@ class CurrentTable(KeyedTable):
         keys = join([c.keys for c in parts])
         present = np.concatenate([np.empty(0, np.bool_), *(c.present for c in parts)])
         batches = [c.rows for c in parts]
-        standing = np.ones(len(present), np.bool_)
+        counts = np.ones(len(present), np.bool_)
         while True:
-            kept = np.flatnonzero(standing)
+            kept = np.flatnonzero(counts)
             folded = fold(keys.take(kept), present[kept])
             write = kept[folded.write]
             rows = take_rows(batches, write)
@@ -266,7 +266,7 @@ class CurrentTable(KeyedTable):
             moves = Moves.of(high, low, np.concatenate([c.created for c in parts]), present)
             with trouble(self.name):
                 filled, unknown = fill_unavailable(
-                    self, names, batches, keys, present & standing, write, fitted.columns, moves
+                    self, names, batches, keys, present & counts, write, fitted.columns, moves
                 )
             rows = filled.to_batches()
             if not unknown.any():
@@ -274,7 +274,7 @@ class CurrentTable(KeyedTable):
             # Without these, an earlier change of their key is the last.
             reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
             rejects += refused(parts, write[unknown], self.stage, "value", reason)
-            standing[write[unknown]] = False
+            counts[write[unknown]] = False
         return Merging(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
 
     def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
