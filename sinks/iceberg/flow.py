@@ -21,7 +21,7 @@ from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
-from sinks.iceberg.gather import Gatherer, batches
+from sinks.iceberg.gather import ENOUGH_BYTES, Gatherer, batches
 from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
@@ -30,8 +30,6 @@ from sinks.iceberg.slices import Slice
 FIRST_WAIT, LONGEST_WAIT = 0.2, 10.0
 # A table is committed before its freshness target by this share of it, which is left for the commit itself.
 EARLY = 0.2
-# Seconds for which chunks may wait for the next ones, until the commit is due, before they are decoded (see `gather`).
-LONGEST_GATHERING = 1.0
 MAX_COMMIT_BYTES = 64 << 20
 # Decoded records of one topic: one commit under way and the next one filling.
 MAX_DECODED_BYTES = 2 * MAX_COMMIT_BYTES
@@ -121,8 +119,9 @@ class TopicFlow:
         self._quarantine = quarantine
         self._workers = workers
         self._failed = failed
-        self._chunks = Gatherer()
-        self._patience = min(LONGEST_GATHERING, (1 - EARLY) * min(flow.freshness for flow in tables))
+        self._chunks = Gatherer(min(flow.max_rows for flow in tables))
+        # What was read is decoded once its commit is due.
+        self._patience = (1 - EARLY) * min(flow.freshness for flow in tables)
         self._arrived = asyncio.Event()
         self._decoded = asyncio.Event()
         self._landed = asyncio.Event()
@@ -175,6 +174,8 @@ class TopicFlow:
     def limit(self, nbytes: int) -> None:
         """Hold no more than about `nbytes` of decoded records; commits come early where that is little."""
         self._room = min(nbytes, MAX_DECODED_BYTES)
+        # Well before the topic is paused for what it holds.
+        self._chunks.enough_bytes = min(ENOUGH_BYTES, nbytes // 4)
         for flow in self.tables:
             flow.due_bytes = self._room // 2
 

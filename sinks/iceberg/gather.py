@@ -18,16 +18,20 @@ from headrace.kafka import Chunk
 from headrace.kafka.columns import concat_binary
 
 # So much waits for no more.
-ENOUGH_BYTES = 4 << 20
+ENOUGH_BYTES = 16 << 20
 # What is decoded together at most, and what is decoded alone.
-BATCH_BYTES, LARGE_BYTES = 2 << 20, 256 << 10
+BATCH_BYTES, LARGE_BYTES = 8 << 20, 512 << 10
 
 
 class Gatherer:
-    """Chunks of a topic in the order in which they come. One task takes them."""
+    """Chunks of a topic in the order in which they come. One task takes them. So many bytes or rows as are enough wait
+    for no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, enough_rows: int) -> None:
+        self.enough_bytes = ENOUGH_BYTES
+        self._enough_rows = enough_rows
         self._waiting: deque[tuple[float, Chunk]] = deque()
+        self._waiting_rows = 0
         self._waiting_bytes = 0
         self._taken_bytes = 0
         self._changed = asyncio.Event()
@@ -40,6 +44,7 @@ class Gatherer:
 
     def put(self, chunk: Chunk) -> None:
         self._waiting.append((time.monotonic(), chunk))
+        self._waiting_rows += len(chunk)
         self._waiting_bytes += _size(chunk)
         self._changed.set()
 
@@ -49,7 +54,7 @@ class Gatherer:
         self._changed.set()
 
     async def take(self, patience: float) -> tuple[float, list[Chunk]]:
-        """When the first of the waiting chunks came, and all of them up to about `ENOUGH_BYTES`; none when none will
+        """When the first of the waiting chunks came, and all of them up to about `enough_bytes`; none when none will
         come. Unless there are enough, waits until the first is `patience` seconds old."""
         self._taken_bytes = 0
         while not self._waiting and not self._ended:
@@ -58,18 +63,21 @@ class Gatherer:
         if not self._waiting:
             return 0.0, []
         since = self._waiting[0][0]
-        while (
-            not self._ended and self._waiting_bytes < ENOUGH_BYTES and (left := since + patience - time.monotonic()) > 0
-        ):
+        while not self._enough and (left := since + patience - time.monotonic()) > 0:
             self._changed.clear()
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), left)
         found = []
-        while self._waiting and self._taken_bytes < ENOUGH_BYTES:
+        while self._waiting and self._taken_bytes < self.enough_bytes:
             found.append(self._waiting.popleft()[1])
             self._taken_bytes += _size(found[-1])
+        self._waiting_rows -= sum(len(chunk) for chunk in found)
         self._waiting_bytes -= self._taken_bytes
         return since, found
+
+    @property
+    def _enough(self) -> bool:
+        return self._ended or self._waiting_bytes >= self.enough_bytes or self._waiting_rows >= self._enough_rows
 
 
 def batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

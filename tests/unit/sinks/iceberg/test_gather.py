@@ -58,7 +58,7 @@ def test_large_chunks_are_alone_and_not_copied(monkeypatch: pytest.MonkeyPatch):
 
 
 async def test_chunks_wait_for_the_next_ones_but_not_for_long():
-    gatherer = Gatherer()
+    gatherer = Gatherer(1000)
     started = time.monotonic()
     gatherer.put(chunk(0, 0, [b"a"]))
     taking = asyncio.create_task(gatherer.take(0.3))
@@ -74,12 +74,16 @@ async def test_chunks_wait_for_the_next_ones_but_not_for_long():
     assert gatherer.nbytes == 0
 
 
-async def test_enough_of_them_wait_for_nothing(monkeypatch: pytest.MonkeyPatch):
-    gatherer = Gatherer()
+async def test_enough_of_them_wait_for_nothing():
+    gatherer = Gatherer(1000)
     some = [chunk(0, 2 * i, [b"a" * 50]) for i in range(3)]
-    monkeypatch.setattr(gather, "ENOUGH_BYTES", some[0].keys.nbytes + some[0].values.nbytes + 1)
+    gatherer.enough_bytes = some[0].keys.nbytes + some[0].values.nbytes + 1
     for part in some:
         gatherer.put(part)
     assert (await gatherer.take(60))[1] == some[:2]
     gatherer.end()
     assert (await gatherer.take(60))[1] == some[2:], "nor when nothing else can come"
+    rows = Gatherer(3)
+    rows.put(chunk(0, 0, [b"a", b"b"]))
+    rows.put(chunk(0, 4, [b"c"]))
+    assert len((await rows.take(60))[1]) == 2
