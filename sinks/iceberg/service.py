@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -46,7 +46,7 @@ from sinks.iceberg.upsert import UpsertTable
 GROUP = "headrace-sink"
 QUARANTINE = "ops.quarantine"
 
-# What a fetch waits for: so many bytes, or this share of the freshness target.
+# What a fetch waits for: so many bytes, or this share of the shortest freshness target.
 FETCH_BYTES, FETCHING, LONGEST_FETCH_WAIT = 512 << 10, 0.1, 0.5
 DISCOVERY_SECONDS = 3.0
 REPORT_SECONDS = 1.0
@@ -69,6 +69,12 @@ async def run(settings: Settings, lifecycle: Lifecycle) -> None:
         await sink.run()
     finally:
         await sink.close()
+
+
+def fetch_wait(targets: Iterable[float]) -> float:
+    """Seconds for which the broker may wait for more to send, given the freshness targets of all that one consumer
+    reads: each answer costs as much as a thousand records in it."""
+    return min(LONGEST_FETCH_WAIT, FETCHING * min(targets))
 
 
 class Sink:
@@ -99,8 +105,8 @@ class Sink:
         lifecycle.checks["topics"] = self._problems
 
     def _new_consumer(self) -> ColumnarConsumer:
-        # The broker waits for more to send, too: each answer costs as much as a thousand records in it.
-        wait = min(LONGEST_FETCH_WAIT, FETCHING * self._settings.sink.freshness_seconds)
+        stated = (contract.freshness for contract in self._contracts.by_topic.values())
+        wait = fetch_wait([self._settings.sink.freshness_seconds, *filter(None, stated)])
         return ColumnarConsumer(
             group_id=GROUP,
             client_id=self._settings.process.name,

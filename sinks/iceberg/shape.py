@@ -18,10 +18,11 @@ _recent: dict[int, tuple[Schema, pa.Schema]] = {}
 def arrow_schema(schema: Schema) -> pa.Schema:
     """The Arrow form of an Iceberg schema: field ids in the metadata, 32-bit offsets, nested fields included."""
     known = _recent.get(id(schema))
-    if known is None:
+    if known is None or known[0] is not schema:
         known = schema, pa.schema([_narrow_field(f) for f in schema_to_pyarrow(schema, include_field_ids=True)])
-        while len(_recent) >= RECENT:
-            _recent.pop(next(iter(_recent)), None)
+        # Threads ask at once: each step is one that they cannot come in between.
+        if len(_recent) >= RECENT:
+            _recent.clear()
         _recent[id(schema)] = known
     return known[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from headrace.kafka import Chunk
 from headrace.process import Lifecycle
 from schemas import baseline
 from sinks.iceberg.reader import TopicReader
-from sinks.iceberg.service import Sink
+from sinks.iceberg.service import Sink, fetch_wait
 from sinks.iceberg.slices import Slice
 
 TP = TopicPartition("things", 0)
@@ -87,6 +88,29 @@ async def test_what_was_fetched_before_an_assignment_is_not_fed_twice(tmp_path: 
     await asyncio.gather(reading, return_exceptions=True)
     await sink.close()
     assert flow.got == list(range(10))
+
+
+CONTRACT = {
+    "type": "record",
+    "name": "Thing",
+    "namespace": "t",
+    "doc": "A thing.",
+    "owner": "us",
+    "topic": "things",
+    "key": ["id"],
+    "freshness": "1s",
+    "fields": [{"name": "id", "type": "long"}],
+}
+
+
+async def test_fetches_wait_as_long_as_the_shortest_freshness_allows(tmp_path: Path) -> None:
+    assert fetch_wait([5.0, 60.0]) == 0.5
+    (tmp_path / "schemas" / "contracts").mkdir(parents=True)
+    (tmp_path / "schemas" / "contracts" / "thing.avsc").write_text(json.dumps(CONTRACT))
+    sink = Sink(Settings(home=tmp_path, content=[tmp_path]), Lifecycle())
+    waits = sink._consumer._fetch_max_wait_ms
+    await sink.close()
+    assert waits == 100
 
 
 @pytest.mark.parametrize("keyed", [True, False])
