@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Full, Queue
 from typing import Any, TypeVar
@@ -17,16 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pyiceberg.io import FileIO
-from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask
 
 from headrace.keyindex import Keys, hash_keys
+from sinks.iceberg.filerows import column_batches, deleted_positions
 from sinks.iceberg.locations import distinct
-from sinks.iceberg.rewrite import deleted_positions
-from sinks.iceberg.shape import field_id
 
 Int64 = npt.NDArray[np.int64]
 _Item = TypeVar("_Item")
@@ -106,19 +103,6 @@ def key_pieces(
             start = end
 
     return in_threads(files, read, threads)
-
-
-def column_batches(io: FileIO, file: DataFile, schema: Schema, names: Sequence[str]) -> Iterator[pa.Table]:
-    """Columns of a data file by the field ids that the table's schema gives to `names`, `STEP` rows at a time; deleted
-    rows too. A column that the file, or the table, lacks is null. Raises `OSError`."""
-    ids = {field.name: field.field_id for field in schema.fields}
-    with io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
-        by_id: Mapping[int | None, str] = {field_id(f): f.name for f in parquet.schema_arrow}
-        have = {name: by_id.get(ids[name]) if name in ids else None for name in names}
-        present = [column for column in have.values() if column is not None]
-        for batch in parquet.iter_batches(STEP, columns=present):
-            columns = [pa.nulls(batch.num_rows) if at is None else batch.column(at) for at in have.values()]
-            yield pa.table(columns, names=list(have))
 
 
 def in_threads(items: Iterable[_Item], read: Callable[[_Item], Iterator[_Piece]], threads: int) -> Iterator[_Piece]:

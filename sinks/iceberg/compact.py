@@ -3,7 +3,8 @@
 A separate compactor would lose every race against a writer that commits each second. Rewriting is size-tiered: files of
 one partition are merged once several of about the same size exist, so each row is rewritten a few times in its life,
 whatever the table's size; what one rewrite reads is bounded, so a commit never waits long behind it, and it is read in
-steps (`rewrite`), so it needs little memory.
+steps (`rewrite`), so it needs little memory. Rows are decoded for it while their row groups are small, and then only to
+leave out dead ones (`splice`).
 """
 
 from __future__ import annotations

@@ -32,15 +32,19 @@ DISTINCT = 1 / 2
 def writer_options(table: pa.Table, without_statistics: Collection[str], filtered: Collection[str]) -> dict[str, Any]:
     """Options of `pyarrow.parquet.ParquetWriter` for this table.
 
-    Columns of `without_statistics` get no minimum and maximum, those of `filtered` a Bloom filter (paths in Parquet).
+    Columns of `without_statistics` get no minimum and maximum, those of `filtered` a Bloom filter unless they are
+    boolean (paths in Parquet).
     """
     dictionary: list[str] = []
     encoding: dict[str, str] = {}
     codec: dict[str, str] = {}
     statistics: list[str] = []
+    blooming: list[str] = []
     for path, kind, column in _leaves(_sample(table)):
         text = pa.types.is_string(kind) or pa.types.is_binary(kind)
         codec[path] = "zstd"
+        if path in filtered and not pa.types.is_boolean(kind):
+            blooming.append(path)
         if path not in without_statistics:
             statistics.append(path)
         if (text or pa.types.is_floating(kind)) and (column is None or _repeats(column)):
@@ -58,7 +62,7 @@ def writer_options(table: pa.Table, without_statistics: Collection[str], filtere
         "column_encoding": encoding or None,
         "write_statistics": statistics or False,
         "store_decimal_as_integer": True,
-        "bloom_filter_options": {path: filter_size for path in filtered if path in codec} or None,
+        "bloom_filter_options": dict.fromkeys(blooming, filter_size) or None,
     }
 
 

@@ -15,13 +15,12 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Operation
 
 from headrace.keyindex import Keys, hash_keys
-from sinks.iceberg.build import column_batches
 from sinks.iceberg.commit import Change
 from sinks.iceberg.ends import Ends
+from sinks.iceberg.filerows import column_batches, deleted_positions
 from sinks.iceberg.history_rows import FROM, PLACED, TO, ends_of, micros, timed
 from sinks.iceberg.places import COLUMNS
 from sinks.iceberg.remake import bound, remade
-from sinks.iceberg.rewrite import deleted_positions
 from sinks.iceberg.shape import arrow_schema
 from sinks.iceberg.versions import NEVER
 

@@ -31,10 +31,10 @@ from sinks.iceberg.applicable import mask_of, source_table, writes
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change
 from sinks.iceberg.evolve import merge
+from sinks.iceberg.filerows import live_rows
 from sinks.iceberg.parquet import BLOOM_FILTER
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.remake import remade
-from sinks.iceberg.rewrite import live_rows
 from sinks.iceberg.shape import arrow_schema
 from sinks.iceberg.slices import Slice
 

@@ -33,6 +33,7 @@ from sinks.iceberg.commit import trouble
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.ending import all_closed, ended, reopened
 from sinks.iceberg.ends import Ends
+from sinks.iceberg.filerows import rows_at
 from sinks.iceberg.follow import absent_filled
 from sinks.iceberg.history_rows import (
     FROM,
@@ -54,7 +55,6 @@ from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.pending import refused
 from sinks.iceberg.places import COLUMNS, Places
-from sinks.iceberg.rewrite import rows_at
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
 from sinks.iceberg.versions import NEVER, versions

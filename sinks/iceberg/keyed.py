@@ -27,16 +27,17 @@ from headrace.keyindex import ABSENT, KeyIndex, Keys, slots_for
 from headrace.logs import get_logger
 from sinks.iceberg import progress
 from sinks.iceberg.budget import IndexBudget
-from sinks.iceberg.build import KeyColumns, column_batches, key_pieces
+from sinks.iceberg.build import KeyColumns, key_pieces
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import DEAD_SHARE, choose, paths_of
 from sinks.iceberg.evolve import Evolution
+from sinks.iceberg.filerows import column_batches, deleted_positions
 from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
-from sinks.iceberg.rewrite import deleted_positions, rewrite
+from sinks.iceberg.rewrite import rewrite
 from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]

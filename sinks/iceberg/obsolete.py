@@ -11,11 +11,10 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from headrace.keyindex import Keys, hash_keys
-from sinks.iceberg.build import column_batches
 from sinks.iceberg.changes import join
+from sinks.iceberg.filerows import column_batches, deleted_positions
 from sinks.iceberg.keyed import KeyedTable
 from sinks.iceberg.locations import locate
-from sinks.iceberg.rewrite import deleted_positions
 
 Int64 = npt.NDArray[np.int64]
 

@@ -7,7 +7,7 @@ which position of which file.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -49,6 +49,7 @@ from pyiceberg.types import IcebergType
 
 from sinks.iceberg.encodings import ROW_GROUP, writer_options
 from sinks.iceberg.shape import arrow_schema, fit_rows
+from sinks.iceberg.splice import splice
 
 Int64 = npt.NDArray[np.int64]
 
@@ -61,10 +62,16 @@ BLOOM_FILTER = "write.parquet.bloom-filter-enabled.column."
 DELETE_PATH_ID, DELETE_POS_ID = 2147483546, 2147483545
 _DELETES = pa.schema(
     [
-        pa.field("file_path", pa.string(), False, {"PARQUET:field_id": str(DELETE_PATH_ID)}),
+        pa.field("file_path", pa.dictionary(pa.int32(), pa.string()), False, {"PARQUET:field_id": str(DELETE_PATH_ID)}),
         pa.field("pos", pa.int64(), False, {"PARQUET:field_id": str(DELETE_POS_ID)}),
     ]
 )
+_DELETES_WRITTEN: dict[str, Any] = {
+    "compression": "zstd",
+    "compression_level": 1,
+    "use_dictionary": ["file_path"],
+    "column_encoding": {"pos": "DELTA_BINARY_PACKED"},
+}
 _DAY = 86_400_000_000  # microseconds
 
 
@@ -181,8 +188,21 @@ class FileWriter:
         return [(name, "ascending", "at_start") for name in names if name]
 
     def _open(self, first: pa.Table, key: PartitionKey | None) -> OpenFile:
-        path = self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
-        return OpenFile(self, path, key, first, writer_options(first, self._without_bounds, self._filtered))
+        options = writer_options(first, self._without_bounds, self._filtered)
+        return OpenFile(self, self._new_path(key), key, first, options)
+
+    def _new_path(self, key: PartitionKey | None) -> str:
+        return self.locations.new_data_location(f"{uuid.uuid4()}.parquet", key)
+
+    def splice(self, files: Sequence[DataFile]) -> DataFile | None:
+        """One file of the rows of several of this spec's, all of one partition, without decoding them; None where they
+        must be decoded. Raises `OSError`."""
+        values = files[0].partition
+        fields = [PartitionFieldValue(field, values[at]) for at, field in enumerate(self.spec.fields)]
+        key = PartitionKey(fields, self.spec, self.schema) if fields else None
+        path = self._new_path(key)
+        spliced = splice(self.io, files, path)
+        return self._described(path, key, *spliced) if spliced else None
 
     def _described(self, path: str, key: PartitionKey | None, metadata: pq.FileMetaData, size: int) -> DataFile:
         plan, paths = self._statistics
@@ -204,12 +224,10 @@ class FileWriter:
 
     def write_deletes(self, of: DataFile, positions: Int64) -> DataFile:
         """A position-delete file for one data file (file-scoped: Polars reads no others right)."""
-        rows = pa.table(
-            [pa.array([of.file_path]).take(pa.array(np.zeros(len(positions), np.int32))), np.sort(positions)],
-            schema=_DELETES,
-        )
+        paths = pa.DictionaryArray.from_arrays(np.zeros(len(positions), np.int32), pa.array([of.file_path]))
+        rows = pa.table([paths, np.sort(positions)], schema=_DELETES)
         path = self.locations.new_data_location(f"{uuid.uuid4()}-deletes.parquet")
-        size = _write(self.io, path, rows, compression="zstd", compression_level=1, use_dictionary=["file_path"])
+        size = _write(self.io, path, rows, **_DELETES_WRITTEN)
         bound = {DELETE_PATH_ID: of.file_path.encode()}
         file = DataFile.from_args(
             content=DataFileContent.POSITION_DELETES,

@@ -20,9 +20,9 @@ from schemas.envelope import Position
 from sinks.iceberg.commit import Change
 from sinks.iceberg.compact import paths_of
 from sinks.iceberg.evolve import evolved
+from sinks.iceberg.filerows import live_rows
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.places import COLUMNS, stand
-from sinks.iceberg.rewrite import live_rows
 from sinks.iceberg.shape import arrow_schema, fit_rows
 
 Rows = Callable[[pa.Table], pa.Table]

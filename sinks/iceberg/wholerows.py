@@ -16,7 +16,7 @@ from pyiceberg.manifest import DataFile
 from pyiceberg.table import Table
 
 from headrace.keyindex import hash_keys
-from sinks.iceberg.rewrite import deleted_positions, live_rows
+from sinks.iceberg.filerows import deleted_positions, live_rows
 from sinks.iceberg.shape import fit_rows
 
 Int64 = npt.NDArray[np.int64]

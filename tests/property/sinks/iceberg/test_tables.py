@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.errors import UnavailableError
 from headrace.keyindex import KeyIndex, hash_keys
+from sinks.iceberg import splice
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.changes import fold, newest
 from sinks.iceberg.current import CurrentTable
@@ -63,8 +65,12 @@ class Tables(RuleBasedStateMachine):
     latest truncation in it, in whatever partition that is.
     """
 
-    @initialize()
-    def start(self) -> None:
+    @initialize(joined=st.booleans())
+    def start(self, joined: bool) -> None:
+        self.patch = pytest.MonkeyPatch()
+        if joined:
+            # Compaction joins files as small as these without decoding them, where it can.
+            self.patch.setattr(splice, "SMALLEST_ROWS", 1)
         self.folder = Path(tempfile.mkdtemp())
         self.catalog = catalog_in(self.folder)
         self.log: list[list[dict[str, Any] | None]] = [[] for _ in range(PARTITIONS)]
@@ -78,6 +84,7 @@ class Tables(RuleBasedStateMachine):
             for name in self.tables:
                 self.land(name)
             shutil.rmtree(self.folder)
+            self.patch.undo()
 
     @rule(events=st.lists(CHANGE, min_size=4, max_size=14), wide=st.booleans())
     def changes(self, events: list[tuple[int, str, str]], wide: bool) -> None:

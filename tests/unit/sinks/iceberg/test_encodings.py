@@ -126,3 +126,10 @@ def test_an_empty_or_tiny_table_has_options_too():
     schema = pa.schema([("a", pa.string()), ("m", pa.map_(pa.string(), pa.float64())), ("s", pa.struct([]))])
     for rows in (schema.empty_table(), pa.Table.from_pylist([{"a": "x", "m": [("k", 1.0)]}], schema=schema)):
         assert writer_options(rows, [], ["gone"])["bloom_filter_options"] is None
+
+
+def test_a_key_with_a_boolean_is_written_without_a_filter_for_it(tmp_path):
+    table = pa.table({"id": [1, 2], "flag": [True, False]})
+    options = writer_options(table, (), ["id", "flag"])
+    assert set(options["bloom_filter_options"]) == {"id"}
+    pq.write_table(table, tmp_path / "a.parquet", **options)

@@ -23,6 +23,7 @@ from pyiceberg.transforms import (
 from pyiceberg.types import DateType, LongType, StringType, TimestamptzType
 
 from headrace.lake import open_duckdb
+from sinks.iceberg import splice
 from sinks.iceberg.metadata_cache import transaction
 from sinks.iceberg.parquet import FileWriter, transformed
 from tests.unit.sinks.iceberg.support import catalog_in, lake
@@ -115,3 +116,37 @@ def test_every_reader_sees_the_rows_of_every_type(tmp_path: Path):
     with open_duckdb(lake(tmp_path)) as connection:
         found = connection.execute(f"FROM iceberg_scan('{table.metadata_location}')").to_arrow_table()
     assert ordered(found.to_pylist()) == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"),
+    [("day", DayTransform()), ("day", IdentityTransform()), ("kind", IdentityTransform()), ("id", BucketTransform(4)),
+     ("amount", IdentityTransform()), ("at", HourTransform())],
+)  # fmt: skip
+def test_a_joined_file_stays_in_its_partition(tmp_path: Path, name: str, transform, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(splice, "SMALLEST_ROWS", 1)
+    schema = pa.schema(
+        [("id", pa.int64()), ("day", pa.date32()), ("kind", pa.string()), ("amount", pa.decimal128(9, 2)),
+         ("at", pa.timestamp("us", "UTC"))]
+    )  # fmt: skip
+    catalog = catalog_in(tmp_path)
+    catalog.create_namespace("d")
+    ids = assign_fresh_schema_ids(catalog._convert_schema_if_needed(schema))
+    field = PartitionField(ids.find_field(name).field_id, 1000, transform, "part")
+    table = catalog.create_table("d.t", ids, partition_spec=PartitionSpec(field))
+    writer = FileWriter.of(table, table.schema())
+    some = {"id": 7, "day": dt.date(2026, 1, 2), "kind": "a/b", "amount": Decimal("1.50"), "at": TIMES[1]}
+    for row in (some, dict.fromkeys(some)):
+        files = [writer.write(pa.Table.from_pylist([row], schema=schema))[0].file for _ in range(3)]
+        joined = writer.splice(files)
+        assert joined is not None
+        assert joined.partition == files[0].partition
+        assert Path(joined.file_path).parent == Path(files[0].file_path).parent
+        assert (joined.record_count, joined.spec_id) == (3, files[0].spec_id)
+        assert (joined.lower_bounds, joined.upper_bounds) == (files[0].lower_bounds, files[0].upper_bounds)
+        staged = transaction(table)
+        with staged.update_snapshot().fast_append() as append:
+            append.append_data_file(joined)
+        table = staged.commit_transaction()
+    rows = table.scan().to_arrow().to_pylist()
+    assert sorted(rows, key=repr) == sorted([some] * 3 + [dict.fromkeys(some)] * 3, key=repr)

@@ -15,9 +15,9 @@ from headrace.errors import FencedError, IdentityError, OffsetGapError, Terminal
 from headrace.lake import open_duckdb
 from schemas.contracts import BUILTIN, Contract, load_contract
 from sinks.iceberg.append import AppendTable, DerivedTable
-from sinks.iceberg.build import column_batches
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, expire
 from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.filerows import column_batches
 from sinks.iceberg.parquet import MOST_PARTITIONS
 from sinks.iceberg.sweep import Sweeper, orphans
 from sinks.iceberg.upsert import UpsertTable
