@@ -42,8 +42,9 @@ READING_IT = """\
 PROFILE = """\
 CPU nanoseconds an event of the `headrace` process, from a run of its own in which the functions of each stage are on a
 clock of their thread (`benchmarks/stages.py`). *parse* is from what came from the socket to columns: checksums,
-decompression, records. *columns* is laying a table's columns out, *care* is upkeep of tables. *sockets + loop* is what
-is left: receiving, sending, the event loop, library threads."""
+decompression, records. *columns* is laying a table's columns out, *fold* the last change of each key, *index* where its
+rows are, *deletes* position-delete files, *care* upkeep of tables. *sockets + loop* is what is left: receiving,
+sending, the event loop, library threads."""
 
 
 def processor() -> str:

@@ -166,6 +166,17 @@ class TopicFlow:
         return self._chunks.nbytes + max((flow.nbytes for flow in self.tables), default=0)
 
     @property
+    def full(self) -> bool:
+        """Whether so much waits to be decoded that no more should be fed. What is full is decoded without waiting for
+        more, and landed: it does not stay so."""
+        return self._chunks.waiting_bytes >= 2 * self._chunks.enough_bytes
+
+    @property
+    def hungry(self) -> bool:
+        """Whether little waits to be decoded."""
+        return self._chunks.waiting_bytes < self._chunks.enough_bytes
+
+    @property
     def problems(self) -> list[str]:
         """What keeps the topic from moving, if anything."""
         found = [self.trouble, *(text for flow in self.tables for text in (flow.trouble, flow.refused))]
@@ -174,8 +185,7 @@ class TopicFlow:
     def limit(self, nbytes: int) -> None:
         """Hold no more than about `nbytes` of decoded records; commits come early where that is little."""
         self._room = min(nbytes, MAX_DECODED_BYTES)
-        # Well before the topic is paused for what it holds.
-        self._chunks.enough_bytes = min(ENOUGH_BYTES, nbytes // 4)
+        self._chunks.enough_bytes = max(1, min(ENOUGH_BYTES, nbytes // 4))
         for flow in self.tables:
             flow.due_bytes = self._room // 2
 
@@ -222,7 +232,7 @@ class TopicFlow:
                     for flow in self.tables:
                         for part in slices:
                             flow.add(part, since)
-                self._arrived.set()
+                    self._arrived.set()
         finally:
             self._decoded.set()
             self._arrived.set()

@@ -32,7 +32,7 @@ class Gatherer:
         self._enough_rows = enough_rows
         self._waiting: deque[tuple[float, Chunk]] = deque()
         self._waiting_rows = 0
-        self._waiting_bytes = 0
+        self.waiting_bytes = 0
         self._taken_bytes = 0
         self._changed = asyncio.Event()
         self._ended = False
@@ -40,12 +40,12 @@ class Gatherer:
     @property
     def nbytes(self) -> int:
         """Memory of the chunks that wait and of those that were taken last."""
-        return self._waiting_bytes + self._taken_bytes
+        return self.waiting_bytes + self._taken_bytes
 
     def put(self, chunk: Chunk) -> None:
         self._waiting.append((time.monotonic(), chunk))
         self._waiting_rows += len(chunk)
-        self._waiting_bytes += _size(chunk)
+        self.waiting_bytes += _size(chunk)
         self._changed.set()
 
     def end(self) -> None:
@@ -72,12 +72,12 @@ class Gatherer:
             found.append(self._waiting.popleft()[1])
             self._taken_bytes += _size(found[-1])
         self._waiting_rows -= sum(len(chunk) for chunk in found)
-        self._waiting_bytes -= self._taken_bytes
+        self.waiting_bytes -= self._taken_bytes
         return since, found
 
     @property
     def _enough(self) -> bool:
-        return self._ended or self._waiting_bytes >= self.enough_bytes or self._waiting_rows >= self._enough_rows
+        return self._ended or self.waiting_bytes >= self.enough_bytes or self._waiting_rows >= self._enough_rows
 
 
 def batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:

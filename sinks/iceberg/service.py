@@ -303,17 +303,17 @@ class Sink:
         self._assign()
 
     def _balance(self) -> None:
-        """Pause the topics that hold more than their share of the memory, resume them once it is half free."""
+        """Pause the topics whose records come faster than they are decoded, until those that wait are few."""
         busy = [flow for flow in self._flows.values() if flow.nbytes]
         share = MAX_BUFFERED_BYTES / max(1, len(busy))
         assigned = self._consumer.assignment()
         for flow in self._flows.values():
             flow.limit(int(share))
             mine = {TopicPartition(flow.topic, p) for p in flow.begin} & assigned
-            if flow.nbytes > share and not mine <= self._paused:
+            if flow.full and not mine <= self._paused:
                 self._consumer.pause(*mine)
                 self._paused |= mine
-            elif flow.nbytes < share / 2 and mine & self._paused:
+            elif flow.hungry and mine & self._paused:
                 self._consumer.resume(*mine)
                 self._paused -= mine
 

@@ -134,6 +134,22 @@ async def test_no_more_is_decoded_than_there_is_room_for(setup: Setup, monkeypat
     assert len(setup.rows) == 1000
 
 
+async def test_what_is_full_does_not_wait_for_its_freshness(setup: Setup) -> None:
+    """Whoever feeds it stops then: nothing else would ever come, and what waits for more would wait for nothing."""
+    flow = await setup.flow(freshness=60)
+    flow.limit(40_000)
+    assert flow.hungry and not flow.full
+    fed = 0
+    while not flow.full:
+        assert not flow.tables[0].nbytes
+        flow.feed(setup.chunk(*range(100)))
+        fed += 100
+    assert not flow.hungry
+    await until(lambda: flow.hungry)
+    await flow.close(5)
+    assert len(setup.rows) == fed
+
+
 async def test_the_table_is_told_whether_more_waits_in_kafka(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[bool] = []
     monkeypatch.setattr(setup.table, "care", lambda *, busy: told.append(busy))
