@@ -34,7 +34,7 @@ from schemas.contracts import Contract, Storage
 from schemas.contracts import PartitionField as ContractPartition
 from schemas.envelope import is_envelope
 from sinks.iceberg.commit import trouble
-from sinks.iceberg.metadata_cache import transaction
+from sinks.iceberg.metadata_cache import CachedSqlCatalog, transaction
 
 TABLE_PROPERTIES = {
     # Commit time stays flat over thousands of commits.
@@ -54,6 +54,7 @@ _NOT_SEARCHED = [
     *(f"source.{name}" for name in ("version", "connector", "name", "snapshot", "db", "schema", "table", "sequence")),
     "transaction.id",
 ]
+SQL_CATALOG = f"{CachedSqlCatalog.__module__}.{CachedSqlCatalog.__name__}"
 _TIMEOUTS = {
     "connect_timeout": "5",
     "keepalives_idle": "5",
@@ -69,15 +70,11 @@ def open_catalog(lake: LakeSettings) -> Catalog:
         raise ConfigError("no catalog is configured", where="lake.uri", hint="start the local stack: headrace up")
     if not lake.warehouse:
         raise ConfigError("no warehouse is configured", where="lake.warehouse", hint="file:///folder or s3://bucket")
-    rest = lake.uri.startswith(("http://", "https://"))
-    options = {"pool_pre_ping": "true"} if not rest else {}
-    chosen = {
-        "type": "rest" if rest else "sql",
-        "uri": lake.uri if rest else with_timeouts(lake.uri),
-        "warehouse": lake.warehouse,
-        **options,
-        **lake.properties,
-    }
+    if lake.uri.startswith(("http://", "https://")):
+        options = {"type": "rest", "uri": lake.uri}
+    else:
+        options = {"py-catalog-impl": SQL_CATALOG, "uri": with_timeouts(lake.uri), "pool_pre_ping": "true"}
+    chosen = options | {"warehouse": lake.warehouse} | lake.properties
     with trouble("catalog"):
         try:
             return load_catalog(lake.catalog, **chosen)

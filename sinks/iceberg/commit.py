@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -217,13 +218,7 @@ class _Delta(_MergeAppendFiles):
         UpdateTableMetadata.commit(self)
 
     def _existing_manifests(self) -> list[ManifestFile]:
-        existing = super()._existing_manifests()
-        if self._change.removed:
-            existing = [kept for manifest in existing for kept in self._without_removed(manifest)]
-            missing = self._change.removed - {file.file_path for file in self._dropped}
-            if missing:
-                raise ValidationException(f"{len(missing)} file(s) to drop are gone")
-        existing = self._fewer_delete_manifests(existing)
+        existing = self._fewer_delete_manifests(self._without_removed(super()._existing_manifests()))
         mine = self._added(ManifestContent.DATA, self._scattered)
         mine += self._added(ManifestContent.DELETES, self._change.delete_files)
         return mine + existing
@@ -269,20 +264,41 @@ class _Delta(_MergeAppendFiles):
             merged.append(writer.to_manifest_file())
         return merged
 
-    def _without_removed(self, manifest: ManifestFile) -> list[ManifestFile]:
-        entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
-        removed = self._change.removed
-        dropped = [entry.data_file for entry in entries if entry.data_file.file_path in removed]
-        if not dropped:
-            return [manifest]
-        self._dropped += dropped
-        with self._writer(manifest.content, manifest.partition_spec_id) as writer:
+    def _without_removed(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
+        """Manifests without the files to drop. Read are those of delete files first, for often nothing else is dropped,
+        and no more than it takes to find all: what is dropped soon after it was added is in the first ones. Those of
+        delete files that are written anew become one, so the next time there are fewer to read."""
+        left = set(self._change.removed)
+        touched: set[str] = set()
+        groups: dict[tuple[int, str], list[ManifestEntry]] = defaultdict(list)
+        for manifest in sorted(manifests, key=lambda m: m.content != ManifestContent.DELETES):
+            if not left:
+                break
+            entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
+            gone = {e.data_file.file_path for e in entries} & left
+            if gone:
+                left -= gone
+                touched.add(manifest.manifest_path)
+                apart = "" if manifest.content == ManifestContent.DELETES else manifest.manifest_path
+                groups[manifest.partition_spec_id, apart] += entries
+        if left:
+            raise ValidationException(f"{len(left)} file(s) to drop are gone")
+        written = []
+        for (spec_id, apart), entries in groups.items():
+            content = ManifestContent.DATA if apart else ManifestContent.DELETES
+            written.append(self._without(content, spec_id, entries))
+        return written + [manifest for manifest in manifests if manifest.manifest_path not in touched]
+
+    def _without(self, content: ManifestContent, spec_id: int, entries: Sequence[ManifestEntry]) -> ManifestFile:
+        with self._writer(content, spec_id) as writer:
             for e in entries:
-                gone = e.data_file.file_path in removed
+                gone = e.data_file.file_path in self._change.removed
+                if gone:
+                    self._dropped.append(e.data_file)
                 status = ManifestEntryStatus.DELETED if gone else ManifestEntryStatus.EXISTING
                 snapshot = self._snapshot_id if gone else e.snapshot_id
                 writer.add_entry(_entry(status, snapshot, e.sequence_number, e.file_sequence_number, e.data_file))
-        return [writer.to_manifest_file()]
+        return writer.to_manifest_file()
 
     def _summary(self, snapshot_properties: dict[str, str] = EMPTY_DICT) -> Summary:
         # The library counts added delete files and dropped files only when it added them itself.

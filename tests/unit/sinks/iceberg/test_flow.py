@@ -138,7 +138,8 @@ async def test_what_is_full_does_not_wait_for_its_freshness(setup: Setup) -> Non
     """Whoever feeds it stops then: nothing else would ever come, and what waits for more would wait for nothing."""
     flow = await setup.flow(freshness=60)
     flow.limit(40_000)
-    assert flow.hungry and not flow.full
+    assert flow.hungry
+    assert not flow.full
     fed = 0
     while not flow.full:
         assert not flow.tables[0].nbytes

@@ -6,13 +6,18 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import Transaction
 from pyiceberg.table.update import update_table_metadata
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
+from pyiceberg.types import LongType
 
 from headrace.errors import ConfigError, FencedError, TerminalError
 from headrace.kafka import Chunk
@@ -21,7 +26,7 @@ from schemas.codec import Encoder
 from schemas.contracts import ContractSet, load_contracts
 from sinks.iceberg.commit import Change, TableCommitter
 from sinks.iceberg.evolve import Refused, merge
-from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedTransaction
+from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedSqlCatalog, CachedTransaction, transaction
 from sinks.iceberg.plan import change_prefixes, plan
 from sinks.iceberg.quarantine import quarantine_rows
 from sinks.iceberg.reader import TopicReader
@@ -177,6 +182,10 @@ def test_the_installed_pyiceberg_is_the_one_this_was_written_for():
         "_updates",
     )
     assert {"_apply_table_update", "_TableMetadataUpdateContext"} <= set(update_table_metadata.__code__.co_names)
+    assert {"load_table", "_update_and_stage_table", "_write_metadata"} <= set(
+        SqlCatalog.commit_table.__code__.co_names
+    )
+    assert "_convert_orm_to_iceberg" in SqlCatalog.load_table.__code__.co_names
     for name in ("_existing_manifests", "_manifests", "_summary", "_commit", "new_manifest_writer", "commit"):
         assert callable(getattr(_MergeAppendFiles, name))
     assert "_snapshot_producers" in Transaction.commit_transaction.__code__.co_names
@@ -194,6 +203,30 @@ def test_metadata_is_computed_once_per_change(tmp_path: Path):
     staged.set_properties({"b": "2"})
     assert staged.table_metadata.properties == {"a": "1", "b": "2"}
     assert first.properties == {"a": "1"}
+
+
+def test_a_catalog_knows_what_it_wrote_and_reads_what_others_did(tmp_path: Path):
+    mine, other = catalog_in(tmp_path), catalog_in(tmp_path)
+    assert isinstance(mine, CachedSqlCatalog)
+    mine.create_namespace("d")
+    table = mine.create_table("d.t", pa.schema([("a", pa.int64())]))
+    for number in range(3):
+        before = table.metadata
+        staged = transaction(table)
+        staged.set_properties({"a": str(number)})
+        table = staged.commit_transaction()
+        assert before.properties == ({"a": str(number - 1)} if number else {})
+        assert table.metadata.last_updated_ms >= before.last_updated_ms
+        assert len(table.metadata.metadata_log) == number + 1
+        with patch.object(FromInputFile, "table_metadata", side_effect=AssertionError("it is read")):
+            assert mine.load_table("d.t").metadata is table.metadata
+        assert other.load_table("d.t").metadata == table.metadata
+    stale = transaction(table)
+    stale.update_schema().add_column("mine", LongType()).commit()
+    other.load_table("d.t").update_schema().add_column("theirs", LongType()).commit()
+    assert mine.load_table("d.t").schema().column_names == ["a", "theirs"]
+    with pytest.raises(CommitFailedException):
+        stale.commit_transaction()
 
 
 def test_a_change_is_refused_when_the_schema_moved_under_its_files(tmp_path: Path):
