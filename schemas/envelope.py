@@ -6,7 +6,8 @@ state drop a change whose position is not above the highest one of its partition
 (first number of `source.sequence`, `transaction.total_order`): unique, increasing and the same in every repeat. `lsn`
 alone goes backwards between interleaved transactions, and `sequence` alone is shared by the rows of one statement.
 For MySQL and MariaDB it is the place in the binary log (`schemas/binlog.py`).
-Rows of a snapshot have no position: they are upserts, and are never dropped as repeats.
+Rows of a snapshot have no position: they are upserts, and are never dropped as repeats. Those of an incremental one may
+be older than changes before them in the topic (see `stale`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,15 @@ from headrace.errors import ContractError
 from schemas import binlog
 
 UNAVAILABLE = "__debezium_unavailable_value"
+INCREMENTAL = "incremental"
 # Debezium's other forms of it: an hstore's text; as the one element of an array of text itself, of uuid its name-based
 # UUID; in an array of integers or dates its bytes as the elements.
 _HSTORE = f'{{"{UNAVAILABLE}":"{UNAVAILABLE}"}}'
 _UUID = "b68a35a7-17ad-35b3-af2a-ae46edb4545a"
 _CODES = np.frombuffer(UNAVAILABLE.encode(), np.uint8)
+
+# For how long other sessions may not see a change that was streamed.
+UNSEEN_MS = 60_000
 
 _SEQUENCE = r'^\s*\[\s*(?:"(?P<first>[0-9]{1,18})"|null)'
 
@@ -83,6 +88,30 @@ def operations(batch: pa.RecordBatch) -> pa.StringArray:
 def snapshot_mask(batch: pa.RecordBatch) -> pa.BooleanArray:
     """True where the row was read by a snapshot, not changed."""
     return pc.fill_null(pc.equal(batch.column("op"), "r"), False)
+
+
+def incremental_mask(batch: pa.RecordBatch) -> pa.BooleanArray:
+    """True where the row was read by an incremental snapshot, while changes were streamed."""
+    kind = _child(batch.column("source"), "snapshot").cast(pa.string())
+    return pc.and_(snapshot_mask(batch), pc.fill_null(pc.equal(kind, INCREMENTAL), False))
+
+
+def sent_time(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """When Connect made each event, by its own clock, in ms since the epoch; -1 where it does not say."""
+    times = batch.column("ts_ms") if "ts_ms" in batch.schema.names else pa.nulls(len(batch))
+    out: npt.NDArray[np.int64] = pc.fill_null(times.cast(pa.int64()), -1).to_numpy(zero_copy_only=False)
+    return out
+
+
+def stale(read: Any, changed: Any) -> Any:
+    """Whether a row that an incremental snapshot read may be older than the last change of its key: one of the same
+    schema, earlier in the topic, and applied. Then it changes nothing.
+
+    PostgreSQL and MariaDB write a commit to their log before other sessions see it. Debezium streams it; a chunk that
+    is read just then still has the row of before, and comes after the change. `read` and `changed` are when Connect
+    made the two events (`sent_time`), as numbers or arrays; -1 is never stale, and makes nothing stale.
+    """
+    return (read >= 0) & (changed >= 0) & (read - changed <= UNSEEN_MS)
 
 
 def row_batch(batch: pa.RecordBatch, part: Literal["before", "after"]) -> pa.RecordBatch:

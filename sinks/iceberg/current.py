@@ -2,10 +2,11 @@
 
 Each batch is folded to its last change per key, and lands as new rows, position deletes of the rows they replace, the
 topic's offsets and the highest log position, in one snapshot. A change whose position is not above the partition's
-highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts. A changed key value arrives as a delete
-and a create. A truncation raises the table's floor (see `places`). A baseline removes, of its partition, every row
-whose newest event is older than the snapshot that it ends (schemas/baseline.py). When the source's columns or key
-change, the rows that are there are made anew first, in a snapshot of their own (see `follow`).
+highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts, but those that an incremental one read
+of a key that was changed a moment before (see `recent`). A changed key value arrives as a delete and a create. A
+truncation raises the table's floor (see `places`). A baseline removes, of its partition, every row whose newest event
+is older than the snapshot that it ends (schemas/baseline.py). When the source's columns or key change, the rows that
+are there are made anew first, in a snapshot of their own (see `follow`).
 
 A table without a key grows. Its updates and deletes find their row by all its values, which needs an order: a topic of
 one partition. A row read by a full snapshot replaces everything older than that snapshot.
@@ -47,8 +48,9 @@ from sinks.iceberg.follow import (
 from sinks.iceberg.keyed import KeyedTable, Merging
 from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared, Source
-from sinks.iceberg.pending import Changes, refused, rows_of, snapshot_floor, standing, without_obsolete
+from sinks.iceberg.pending import Changes, behind, refused, rows_of, snapshot_floor, standing, without_obsolete
 from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.recent import Recent, among
 from sinks.iceberg.remake import raised
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
@@ -69,6 +71,7 @@ class CurrentTable(KeyedTable):
     _partitions = 1
     _remaking: Change | None = None
     _remade = False
+    _recent = Recent()
 
     def open(self, source: Source) -> dict[int, int]:
         self._partitions = len(source.begin)
@@ -98,6 +101,8 @@ class CurrentTable(KeyedTable):
         return super().table_properties() if self._key_known else {}
 
     def _learn(self, key: tuple[str, ...]) -> None:
+        if key != self.key:
+            self._recent = Recent()
         self.key, self._key_known = key, True
 
     @property
@@ -115,7 +120,7 @@ class CurrentTable(KeyedTable):
         rejects: list[Reject] = []
         marks: dict[int, Position] = {}
         parts: list[Changes] = []
-        dropped, emptied, floor = 0, False, self.floor
+        dropped, emptied, floor, recent = 0, False, self.floor, self._recent
         baselines = {part.partition: part.baseline for part in slices if part.baseline}
         for part in slices:
             if not part.batch.num_rows:
@@ -130,15 +135,17 @@ class CurrentTable(KeyedTable):
                 # Only repeats: their columns are of the time when they were repeated (see `new_columns`).
                 continue
             keep &= fresh
+            recent, changes = self._changes(part, keep, places, recent)
             truncates = np.flatnonzero(mask_of(pc.equal(envelope.operations(part.batch), "t")) & keep)
             if len(truncates):
                 floor = max(floor, places.take(truncates).highest)
                 if (places.high[truncates] < 0).any():
                     emptied, parts = True, []
                 keep &= np.arange(len(keep)) > truncates[-1]
+                changes = behind(changes, int(part.offsets[part.rows[truncates[-1]]]))
             if not self.key:
                 floor = max(floor, snapshot_floor(part.batch, places, keep))
-            parts.append(self._changes(part, keep, places))
+            parts.append(changes)
         if floor > self.floor and self.table is not None:
             self._remake(lambda: raised(self._existing, floor, {progress.floor_property(self.topic): str(floor)}))
         parts = [standing(changes, floor) for changes in parts]
@@ -147,7 +154,7 @@ class CurrentTable(KeyedTable):
         parts = [c for c in parts if id(c.slice) not in unfitting]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
         parts = [without_obsolete(c, baselines) for c in parts]
-        merging = self._merge(parts, fitted, rejects)
+        merging = self._merge(parts, fitted, rejects, recent)
         merging.slices, merging.dropped = slices, dropped
         merging.truncate = emptied and self.table is not None
         merging.state = self._state(marks)
@@ -221,8 +228,8 @@ class CurrentTable(KeyedTable):
         stored = self.properties.get(progress.position_property(self.topic, partition))
         return Position.parse(stored) if stored else NOWHERE
 
-    def _changes(self, part: Slice, keep: Mask, places: Places) -> Changes:
-        """The kept changes (maybe none: then only the columns count)."""
+    def _changes(self, part: Slice, keep: Mask, places: Places, recent: Recent) -> tuple[Recent, Changes]:
+        """The kept changes (maybe none: then only the columns count), and what is known of keys after them."""
         op = envelope.operations(part.batch)
         present = writes(op)
         rows = np.flatnonzero(keep & (present | mask_of(pc.equal(op, "d"))))
@@ -235,7 +242,16 @@ class CurrentTable(KeyedTable):
         before = None if self.key else envelope.row_batch(batch, "before")
         going = mask_of(envelope.has_row(batch, "before"))
         created = mask_of(pc.equal(envelope.operations(batch), "c"))
-        return Changes(part, after, present, self._keys(batch, present), places, going, created, before)
+        keys = self._keys(batch, present)
+        recent, stale = self._judged(part, batch, keys, recent)
+        return recent, Changes(part, after, present, keys, places, going, created, stale, before)
+
+    def _judged(self, part: Slice, batch: pa.RecordBatch, keys: Keys, recent: Recent) -> tuple[Recent, Mask]:
+        """What is known of keys after a part of a slice, and which of its rows change nothing. Without a key a row that
+        was read again is one more."""
+        if not self.key:
+            return recent, np.zeros(batch.num_rows, np.bool_)
+        return recent.judged(part.partition, batch, keys, part.schema)
 
     def _keys(self, batch: pa.RecordBatch, present: Mask) -> Keys:
         if not self.key or not batch.num_rows:
@@ -246,14 +262,15 @@ class CurrentTable(KeyedTable):
         side = pa.array(present)
         return hash_keys([pc.if_else(side, child(batch, "after", n), child(batch, "before", n)) for n in self.key])
 
-    def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
+    def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject], recent: Recent) -> Merging:
         rejects = fitted.rejects + rejects
         if not self.key:
             return self._settle(parts, fitted, rejects)
         keys = join([c.keys for c in parts])
         present = np.concatenate([np.empty(0, np.bool_), *(c.present for c in parts)])
         batches = [c.rows for c in parts]
-        counts = np.ones(len(present), np.bool_)
+        stale = np.concatenate([np.empty(0, np.bool_), *(c.stale for c in parts)])
+        counts = ~stale
         while True:
             kept = np.flatnonzero(counts)
             folded = fold(keys.take(kept), present[kept])
@@ -271,11 +288,21 @@ class CurrentTable(KeyedTable):
             rows = filled.to_batches()
             if not unknown.any():
                 break
+            lost = keys.take(write[unknown])
+            recent = recent.without(lost)
+            again = stale & among(keys, lost)
+            if again.any():
+                # No change before these rows was applied: they say the value.
+                stale &= ~again
+                counts |= again
+                continue
             # Without these, an earlier change of their key is the last.
             reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
             rejects += refused(parts, write[unknown], self.stage, "value", reason)
             counts[write[unknown]] = False
-        return Merging(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
+        merging = Merging(fitted.slices, fitted.columns, rows, rejects, keys=folded.keys, touched=folded.touched)
+        merging.recent, merging.stale = recent, int(stale.sum())
+        return merging
 
     def _settle(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject]) -> Merging:
         """Changes of a table without a key, in their order."""
@@ -319,6 +346,11 @@ class CurrentTable(KeyedTable):
     def counted(self, rows: pa.Table) -> Mask:
         """Which stored rows have a key of their own; a table has one of each key among them."""
         return np.ones(len(rows), np.bool_)
+
+    def _applied(self, prepared: Prepared) -> None:
+        super()._applied(prepared)
+        assert isinstance(prepared, Merging)
+        self._recent = prepared.recent
 
     def _follow(self, slices: Sequence[Slice]) -> None:
         """Bring the rows that are there under the source's present key and columns, before new ones come."""

@@ -334,9 +334,10 @@ class TopicFlow:
         for reject in prepared.rejects:
             refused += len(reject.rows)
             metrics.ROWS_QUARANTINED.labels(*flow.flow, reject.rule).inc(len(reject.rows))
-        metrics.ROWS_DROPPED.labels(*flow.flow, "replay").inc(prepared.dropped)
+        for rule, dropped in (("replay", prepared.dropped), ("stale", prepared.stale)):
+            metrics.ROWS_DROPPED.labels(*flow.flow, rule).inc(dropped)
         taken = sum(len(part) for part in prepared.slices)
-        metrics.ROWS_OUT.labels(*flow.flow).inc(max(0, taken - refused - prepared.dropped))
+        metrics.ROWS_OUT.labels(*flow.flow).inc(max(0, taken - refused - prepared.dropped - prepared.stale))
         newest = max((int(part.timestamps[-1]) for part in prepared.slices if len(part)), default=0) / 1000
         oldest = min((int(part.timestamps[0]) for part in prepared.slices if len(part)), default=0) / 1000
         if newest > 0:

@@ -55,6 +55,7 @@ from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.pending import refused
 from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.recent import Recent
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import Reject, Slice, with_coordinates
 from sinks.iceberg.versions import NEVER, versions
@@ -123,7 +124,7 @@ class HistoryTable(CurrentTable):
         rejects: list[Reject] = []
         marks: dict[int, Position] = {}
         parts: list[Events] = []
-        dropped = 0
+        dropped, recent = 0, self._recent
         for part in slices:
             if not part.batch.num_rows:
                 continue
@@ -137,7 +138,8 @@ class HistoryTable(CurrentTable):
             dropped += int((keep & ~fresh).sum())
             if not (keep & fresh).any() and not fresh.all():
                 continue
-            parts += self._events(part, keep & fresh, places)
+            recent, events = self._events(part, keep & fresh, places, recent)
+            parts += events
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused_ = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused_]
@@ -148,7 +150,7 @@ class HistoryTable(CurrentTable):
             times = micros(pa.chunked_array([c.rows.column(FROM)]))[c.truncates]
             ends = ends.with_truncates(c.places.take(c.truncates), times)
         ends = ends.with_baselines((p.partition, p.baseline, p.baseline_time * 1000) for p in slices if p.baseline_time)
-        merging = self._ended(parts, fitted, rejects, ends, done)
+        merging = self._ended(parts, fitted, rejects, ends, done, recent)
         merging.slices, merging.dropped, merging.state = slices, dropped, self._state(marks)
         if ends != done:
             merging.state[progress.ends_property(self.topic)] = str(ends)
@@ -177,7 +179,7 @@ class HistoryTable(CurrentTable):
     def counted(self, rows: pa.Table) -> Mask:
         return mask_of(pc.is_null(rows.column(TO)))
 
-    def _events(self, part: Slice, keep: Mask, places: Places) -> list[Events]:
+    def _events(self, part: Slice, keep: Mask, places: Places, recent: Recent) -> tuple[Recent, list[Events]]:
         op = envelope.operations(part.batch)
         rows = np.flatnonzero(keep & mask_of(pc.is_in(op, EVENTS)))
         batch, places = part.batch.take(pa.array(rows)), places.take(rows)
@@ -185,7 +187,7 @@ class HistoryTable(CurrentTable):
         present = writes(op)
         after = envelope.row_batch(batch, "after")
         if set(OWN) & set(after.schema.names):
-            return []
+            return recent, []
         own = {FROM: envelope.commit_micros(batch).cast(TIME), TO: pa.nulls(len(rows), TIME), OP: op}
         fields = [*after.schema, *(pa.field(name, column.type) for name, column in own.items())]
         after = pa.RecordBatch.from_arrays([*after.columns, *own.values()], schema=pa.schema(fields))
@@ -197,12 +199,16 @@ class HistoryTable(CurrentTable):
         going = mask_of(envelope.has_row(batch, "before"))
         created = mask_of(pc.equal(op, "c"))
         truncates = mask_of(pc.equal(op, "t"))
-        return [Events(part, after, present, self._keys(batch, present), places, going, created, None, truncates)]
+        keys = self._keys(batch, present)
+        recent, stale = self._judged(part, batch, keys, recent)
+        return recent, [Events(part, after, present, keys, places, going, created, stale, None, truncates)]
 
-    def _ended(self, parts: list[Events], fitted: Prepared, rejects: list[Reject], ends: Ends, done: Ends) -> Closing:
+    def _ended(
+        self, parts: list[Events], fitted: Prepared, rejects: list[Reject], ends: Ends, done: Ends, recent: Recent
+    ) -> Closing:
         """All changes of the batch as versions. Those that the table has of their keys end by changes in the same
         commit, the others, by what `ends` has beyond `done`, in the next."""
-        merging = Closing(fitted.slices, fitted.columns, [], fitted.rejects + rejects)
+        merging = Closing(fitted.slices, fitted.columns, [], fitted.rejects + rejects, recent=recent)
         if not sum(len(c.present) for c in parts):
             return merging
         log = Log.of(parts, fitted.columns, ends)
@@ -220,7 +226,8 @@ class HistoryTable(CurrentTable):
         stored, locations = stored.take(pa.array(order)), locations[order]
         keys = self.key_columns.keys(stored)
         log = log.behind(stored, keys, ends.epochs(places_of(stored), ends.first_new(done)))
-        log, unknown = filled(log)
+        log, unknown, merging.stale = filled(log)
+        merging.recent = recent.without(log.keys.take(unknown))
         reason = f"an unchanged large value was not sent and is not known here; {full_identity(self.topic)}"
         merging.rejects += refused(list(parts), log.rows_of_batch[unknown], self.stage, "value", reason)
         log = confirmed(log.kept(~unknown))

@@ -16,6 +16,7 @@ from sinks.iceberg.changes import join
 from sinks.iceberg.ends import Ends
 from sinks.iceberg.pending import Changes
 from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.recent import among
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import COORDINATES
 from sinks.iceberg.versions import NEVER, NONE, Sequence, sequence
@@ -42,7 +43,8 @@ class Events(Changes):
 class Log:
     """Rows of changes, but truncations, in the table's columns: first the versions that the table has of their keys.
 
-    `origins` numbers those versions, `NONE` for changes; `rows_of_batch` numbers changes among all events.
+    `origins` numbers those versions, `NONE` for changes; `rows_of_batch` numbers changes among all events; `stale` are
+    rows of snapshots that change nothing.
     """
 
     rows: pa.Table
@@ -51,6 +53,7 @@ class Log:
     present: Mask
     origins: Int64
     rows_of_batch: Int64
+    stale: Mask
     sequence: Sequence
 
     @classmethod
@@ -66,6 +69,7 @@ class Log:
             present=np.concatenate([c.present for c in parts])[changes],
             origins=np.full(len(changes), NONE),
             rows_of_batch=changes,
+            stale=np.concatenate([c.stale for c in parts])[changes],
             sequence=sequence(keys, epochs),
         )
 
@@ -79,6 +83,7 @@ class Log:
             present=np.concatenate([np.ones(n, np.bool_), self.present]),
             origins=np.concatenate([np.arange(n), self.origins]),
             rows_of_batch=np.concatenate([np.full(n, NONE), self.rows_of_batch]),
+            stale=np.concatenate([np.zeros(n, np.bool_), self.stale]),
             sequence=sequence(keys, np.concatenate([epochs, self.sequence.epochs])),
         )
 
@@ -94,12 +99,22 @@ class Log:
             present=self.present[keep],
             origins=self.origins[keep],
             rows_of_batch=self.rows_of_batch[keep],
+            stale=self.stale[keep],
             sequence=sequence(keys, self.sequence.epochs[keep]),
         )
 
 
-def filled(log: Log) -> tuple[Log, Mask]:
-    """With values that were not sent (TOAST) as they were before. And which changes lack one that nobody knows."""
+def filled(log: Log) -> tuple[Log, Mask, int]:
+    """With values that were not sent (TOAST) as they were before, without what is stale; which changes lack one that
+    nobody knows; and how many rows were stale. Of a key with such a change none is."""
+    found, unknown = _filled(log.kept(~log.stale))
+    again = log.stale & among(log.keys, found.keys.take(unknown))
+    if again.any():
+        return filled(replace(log, stale=log.stale & ~again))
+    return found, unknown, int(log.stale.sum())
+
+
+def _filled(log: Log) -> tuple[Log, Mask]:
     rows, unknown = log.rows, np.zeros(len(log.times), np.bool_)
     for number in range(rows.num_columns):
         values = rows.column(number).combine_chunks()

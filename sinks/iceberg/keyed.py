@@ -37,6 +37,7 @@ from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.owned import OwnedTable, Prepared
 from sinks.iceberg.parquet import BLOOM_FILTER, FileWriter, Written
+from sinks.iceberg.recent import Recent
 from sinks.iceberg.rewrite import rewrite
 from sinks.iceberg.shape import fit_rows
 
@@ -63,7 +64,7 @@ class Merging(Prepared):
     `closed` are rows to write that no entry of the index leads to, `dying` are locations of such rows that die.
     `written` are the files of the rows, `loose` those of the others, `deletes` those of the rows that die, by the
     number of the file they are in.
-    `dead` are rows of a table without a key that die, by file.
+    `dead` are rows of a table without a key that die, by file. `recent` is what is known of keys after it.
     """
 
     keys: Keys = field(default_factory=lambda: join([]))
@@ -73,6 +74,7 @@ class Merging(Prepared):
     closed: list[pa.RecordBatch] = field(default_factory=list)
     dying: Int64 = field(default_factory=lambda: np.empty(0, np.int64))
     dead: Sequence[tuple[DataFile, Int64]] = ()
+    recent: Recent = field(default_factory=Recent)
     written: list[Written] = field(default_factory=list)
     loose: list[DataFile] = field(default_factory=list)
     deletes: dict[int, DataFile] = field(default_factory=dict)

@@ -59,7 +59,8 @@ class Source:
 class Prepared:
     """Slices on their way into a table. `batches` fit `columns`; `state` are further properties to set.
 
-    `change` appears once its files are written, so that a repeated call goes on from there.
+    Repeats are `dropped`, and rows of snapshots that were `stale`. `change` appears once its files are written, so that
+    a repeated call goes on from there.
     """
 
     slices: Sequence[Slice]
@@ -68,6 +69,7 @@ class Prepared:
     rejects: list[Reject]
     state: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
+    stale: int = 0
     change: Change | None = None
 
     @property

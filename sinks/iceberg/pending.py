@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.keyindex import Keys
 from schemas import envelope
@@ -26,7 +25,7 @@ class Changes:
     """Applicable changes of one slice: `rows` (after, with coordinates and places), what each leaves, and its key.
 
     `created` says which made a row. `before` has the rows before, of a table without a key, and `going` says which
-    changes have one.
+    changes have one. `stale` are rows of an incremental snapshot that leave what is there (see `recent`).
     """
 
     slice: Slice
@@ -36,15 +35,15 @@ class Changes:
     places: Places
     going: Mask
     created: Mask
+    stale: Mask
     before: pa.RecordBatch | None = None
 
 
 def snapshot_floor(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:
     """The floor that rows of a full snapshot are: all older rows were read again, or are gone."""
-    source = batch.column("source")
     rows = keep & mask_of(envelope.snapshot_mask(batch))
-    if rows.any() and "snapshot" in {f.name for f in source.type}:
-        rows &= ~mask_of(pc.equal(pc.struct_field(source, "snapshot"), "incremental"))
+    if rows.any():
+        rows &= ~mask_of(envelope.incremental_mask(batch))
     return places.take(rows).highest if rows.any() else NOWHERE
 
 
@@ -59,9 +58,16 @@ def without_obsolete(changes: Changes, baselines: Mapping[int, int]) -> Changes:
 def standing(changes: Changes, floor: Position) -> Changes:
     """Without what a floor has taken."""
     below = changes.places.below(floor)
-    if not below.any():
-        return changes
-    rows = np.flatnonzero(~below)
+    return taken(changes, np.flatnonzero(~below)) if below.any() else changes
+
+
+def behind(changes: Changes, offset: int) -> Changes:
+    """Those after an offset."""
+    return taken(changes, np.flatnonzero(changes.rows.column("_offset").to_numpy() > offset))
+
+
+def taken(changes: Changes, rows: Int64) -> Changes:
+    """These alone, ascending."""
     return replace(
         changes,
         rows=rows_of(changes.rows, rows),
@@ -71,6 +77,7 @@ def standing(changes: Changes, floor: Position) -> Changes:
         before=None if changes.before is None else rows_of(changes.before, rows),
         going=changes.going[rows],
         created=changes.created[rows],
+        stale=changes.stale[rows],
     )
 
 

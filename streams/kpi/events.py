@@ -200,12 +200,5 @@ def _snapshots(batch: pa.RecordBatch) -> tuple[Mask, Ints, Ints, Mask]:
     nothing: Ints = np.zeros(len(batch), np.int64)
     if not read.any():
         return read, nothing, nothing, read.copy()
-    source = batch.column("source")
-    names = {f.name for f in source.type}
-    other = read.copy()
-    if "snapshot" in names:
-        kind = pc.struct_field(source, "snapshot").cast(pa.string())
-        other &= pc.fill_null(pc.equal(kind, "incremental"), False).to_numpy(zero_copy_only=False)
-    else:
-        other[:] = False
+    other = envelope.incremental_mask(batch).to_numpy(zero_copy_only=False)
     return read & ~other, *envelope.snapshot_identity(batch), other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,18 @@ from tests.unit.sinks.iceberg.support import (
     change,
     envelope_schema,
     faults,
+    not_stale,
+    read_again,
     rows_of,
     slice_of,
     source,
 )
 
 PARTITIONS = 2
-CHANGE = st.tuples(st.integers(0, 7), st.sampled_from("cuudr"), st.sampled_from(["a", "b", ""]))
+# Operations, where "R" stands for a row that an incremental snapshot read; the last is seconds later.
+CHANGE = st.tuples(
+    st.integers(0, 7), st.sampled_from("cuudrRR"), st.sampled_from(["a", "b", ""]), st.sampled_from([0, 1, 30, 61])
+)
 TABLES = st.sampled_from(["bronze", "current", "current", "keyless"])
 WIDE = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int64()), ("extra", pa.string())])
 
@@ -46,14 +51,14 @@ def place(event: dict[str, Any]) -> tuple[int, int]:
     return event["source"]["lsn"], -1 if event["op"] == "r" else event["transaction"]["total_order"]
 
 
-def without_repeats(events: list[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
-    """The events of a partition that are above all before them; those of snapshots always."""
+def without_repeats(events: list[dict[str, Any] | None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The events of a partition that are above all before them, with their offsets; those of snapshots always."""
     highest = (-1, -1)
-    for event in events:
+    for offset, event in enumerate(events):
         if event is None:
             continue
         if event["op"] == "r" or place(event) > highest:
-            yield event
+            yield offset, event
         if event["op"] != "r":
             highest = max(highest, place(event))
 
@@ -74,7 +79,8 @@ class Tables(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp())
         self.catalog = catalog_in(self.folder)
         self.log: list[list[dict[str, Any] | None]] = [[] for _ in range(PARTITIONS)]
-        self.lsn = 0
+        self.lsn = self.clock = 0
+        self.begins: dict[str, list[list[int]]] = defaultdict(lambda: [[] for _ in range(PARTITIONS)])
         self.wide = False
         self.tables: dict[str, OwnedTable] = {}
         self.restart()
@@ -87,14 +93,18 @@ class Tables(RuleBasedStateMachine):
             self.patch.undo()
 
     @rule(events=st.lists(CHANGE, min_size=4, max_size=14), wide=st.booleans())
-    def changes(self, events: list[tuple[int, str, str]], wide: bool) -> None:
+    def changes(self, events: list[tuple[int, str, str, int]], wide: bool) -> None:
         """`wide`: from now on there is one column more, and another is wider."""
         self.wide |= wide and self.lsn > 60
-        for number, op, name in events:
+        for number, op, name, later in events:
             self.lsn += 1
+            self.clock += later
             row = {"id": number, "name": name, "n": self.lsn} | ({"extra": name * 2} if self.wide else {})
             partition = self.log[number % PARTITIONS]
-            partition.append(change(op, row, self.lsn))
+            read = op == "R"
+            partition.append(
+                read_again(row, self.clock, self.lsn) if read else change(op, row, self.lsn, seconds=self.clock)
+            )
             if op == "d":
                 partition.append(None)
 
@@ -109,7 +119,7 @@ class Tables(RuleBasedStateMachine):
         self.lsn += 1
         for key, op, order in ((number, "d", 1), (other, "c", 2)):
             row = {"id": key, "name": name, "n": self.lsn} | ({"extra": name * 2} if self.wide else {})
-            self.log[key % PARTITIONS].append(change(op, row, self.lsn, order))
+            self.log[key % PARTITIONS].append(change(op, row, self.lsn, order, seconds=self.clock))
 
     @rule(partition=st.integers(0, PARTITIONS - 1), count=st.integers(1, 6))
     def connect_repeats_itself(self, partition: int, count: int) -> None:
@@ -164,8 +174,9 @@ class Tables(RuleBasedStateMachine):
             "current": CurrentTable(self.catalog, "silver.things", TOPIC, compact_every=2),
             "keyless": CurrentTable(self.catalog, "silver.history", TOPIC, compact_every=2),
         }
-        for table in self.tables.values():
-            table.open(source(PARTITIONS))
+        for name, table in self.tables.items():
+            for partition, offset in table.open(source(PARTITIONS)).items():
+                self.begins[name][partition].append(offset)
 
     @precondition(lambda self: hasattr(self, "tables"))
     @invariant()
@@ -183,9 +194,13 @@ class Tables(RuleBasedStateMachine):
             ]
             assert rows_of(table, "_kafka_partition", "_offset", "op") == sorted(expected, key=repr)
             return
-        fresh = [event for p, end in table.offsets.items() for event in without_repeats(self.log[p][:end])]
+        read = {p: without_repeats(self.log[p][:end]) for p, end in table.offsets.items()}
+        if name == "current":
+            read = {p: not_stale(events, self.begins[name][p]) for p, events in read.items()}
+        fresh = [event for events in read.values() for _, event in events]
         floors = "tr" if name == "keyless" else "t"
-        floor = max((place(event) for event in fresh if event["op"] in floors), default=(-1, -1))
+        raising = [event for event in fresh if event["op"] in floors and not event["source"].get("snapshot")]
+        floor = max(map(place, raising), default=(-1, -1))
         fresh = [event for event in fresh if event["op"] != "t" and place(event) >= floor]
         if name == "keyless":
             rows = [tuple(event["after"].values())[:3] for event in fresh if event["op"] in "cr"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,35 @@ from sinks.iceberg.slices import Slice
 
 TOPIC = "shop.public.things"
 ROW = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int32())])
-SOURCE = pa.struct([("schema", pa.string()), ("table", pa.string()), ("lsn", pa.int64()), ("sequence", pa.string())])
+SOURCE = pa.struct(
+    [
+        ("schema", pa.string()),
+        ("table", pa.string()),
+        ("lsn", pa.int64()),
+        ("sequence", pa.string()),
+        ("snapshot", pa.string()),
+    ]
+)
 TRANSACTION = pa.struct([("id", pa.string()), ("total_order", pa.int64())])
 
 
 def envelope_schema(row: pa.DataType = ROW) -> pa.Schema:
     return pa.schema(
-        [("before", row), ("after", row), ("source", SOURCE), ("op", pa.string()), ("transaction", TRANSACTION)]
+        [
+            ("before", row),
+            ("after", row),
+            ("source", SOURCE),
+            ("op", pa.string()),
+            ("transaction", TRANSACTION),
+            ("ts_ms", pa.int64()),
+        ]
     )
 
 
-def change(op: str, row: dict[str, Any] | None, lsn: int, order: int = 1) -> dict[str, Any]:
-    """A change event; `row` is the row after it, before it for a delete."""
+def change(
+    op: str, row: dict[str, Any] | None, lsn: int, order: int = 1, *, seconds: float | None = None
+) -> dict[str, Any]:
+    """A change event; `row` is the row after it, before it for a delete; `seconds`: when Connect made it."""
     placed = op != "r"
     return {
         "before": row if op == "d" else None,
@@ -48,7 +65,31 @@ def change(op: str, row: dict[str, Any] | None, lsn: int, order: int = 1) -> dic
         },
         "op": op,
         "transaction": {"id": str(lsn), "total_order": order} if placed else None,
+        "ts_ms": None if seconds is None else int(seconds * 1000),
     }
+
+
+def read_again(row: dict[str, Any], seconds: float, lsn: int | None = None) -> dict[str, Any]:
+    """A row that an incremental snapshot read: of PostgreSQL it does not say where the log was."""
+    event = change("r", row, 0, seconds=seconds)
+    return event | {"source": event["source"] | {"snapshot": "incremental", "lsn": lsn}}
+
+
+def not_stale(
+    events: Iterable[tuple[int, dict[str, Any]]], begins: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Events of a partition with their offsets, one by one: without rows of incremental snapshots less than a minute
+    behind the last change of their key. `begins`: the offsets that processes began at, which know none before."""
+    changed: dict[int, tuple[int, int]] = {}
+    for offset, event in events:
+        row = event["after"] or event["before"]
+        if event["op"] in "cud":
+            changed[row["id"]] = offset, event["ts_ms"]
+        if event["source"].get("snapshot"):
+            at, time = changed.get(row["id"], (-1, 0))
+            if at >= max(b for b in begins if b <= offset) and event["ts_ms"] - time <= 60_000:
+                continue
+        yield offset, event
 
 
 def slice_of(

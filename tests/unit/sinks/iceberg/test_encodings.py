@@ -118,7 +118,7 @@ def test_change_events_have_no_bounds_of_constants(tmp_path: Path):
     without = {name.rpartition("column.")[2] for name, mode in table.properties.items() if mode == "none"}
     assert without == {
         *("before.id", "before.name", "before.n"),
-        *("source.schema", "source.table", "source.sequence", "transaction.id"),
+        *("source.schema", "source.table", "source.sequence", "source.snapshot", "transaction.id"),
     }
 
 

@@ -1,0 +1,70 @@
+"""Rows that an incremental snapshot reads while a change of them is in the log, and no other session sees it yet."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+from headrace.config import Settings
+from schemas.names import SIGNAL_TABLE
+from tests.integration.cdc.capture import Capture, captured, streaming
+
+SETUP = (
+    "CREATE TABLE things (id int PRIMARY KEY, name text)",
+    "INSERT INTO things SELECT g, 'before' FROM generate_series(1, 20) g",
+    f"CREATE TABLE {SIGNAL_TABLE} (id varchar(64) PRIMARY KEY, type varchar(32) NOT NULL, data text)",
+)
+SNAPSHOT = json.dumps({"type": "INCREMENTAL", "data-collections": ["public[.]things"]})
+
+
+@contextmanager
+def unseen(settings: Settings, url: str, *statements: str) -> Iterator[None]:
+    """Statements of one transaction, committed in the log: nobody sees them before the end, for the transaction waits
+    for a standby that there is not. No other one does."""
+    with psycopg.connect(settings.postgres.url, autocommit=True) as admin, psycopg.connect(url) as db:
+        for name, value in (("synchronous_commit", "local"), ("synchronous_standby_names", "nobody")):
+            admin.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+            admin.execute("SELECT pg_reload_conf()")
+            while admin.execute(f"SHOW {name}").fetchone() != (value,):
+                pass
+        db.execute("SET LOCAL synchronous_commit = 'on'")
+        for statement in statements:
+            db.execute(statement)
+        commit = threading.Thread(target=db.commit)
+        commit.start()
+        try:
+            yield
+            assert commit.is_alive()
+        finally:
+            for name in ("synchronous_standby_names", "synchronous_commit"):
+                admin.execute(f"ALTER SYSTEM RESET {name}")
+            admin.execute("SELECT pg_reload_conf()")
+            commit.join()
+
+
+def received(capture: Capture) -> list[tuple[int, str, str | None]]:
+    """What bronze has of two rows beside the initial snapshot: key, operation, name."""
+    events = [e for e in capture.landed("things", "bronze") if e["op"] is not None]
+    events = [e for e in events if e["source"]["snapshot"] in (None, "incremental")]
+    rows = [(e["after"] or e["before"], e["op"]) for e in sorted(events, key=lambda e: e["_offset"])]
+    return sorted(((row["id"], op, row["name"]) for row, op in rows if row["id"] in (3, 4)), key=lambda one: one[0])
+
+
+async def test_a_row_that_was_read_does_not_stand_over_a_change_that_its_reader_did_not_see(
+    settings: Settings, connect_url: str, tmp_path: Path
+) -> None:
+    with captured(settings, connect_url, tmp_path, *SETUP) as capture:
+        async with streaming(capture, connect_url):
+            await capture.equal("things")
+            changes = ("UPDATE things SET name = 'after' WHERE id = 3", "DELETE FROM things WHERE id = 4")
+            with unseen(settings, capture.url, *changes):
+                await capture.until(lambda: len(received(capture)) < 2)
+                capture.execute(f"INSERT INTO {SIGNAL_TABLE} VALUES ('one', 'execute-snapshot', '{SNAPSHOT}')")
+                await capture.until(lambda: len(received(capture)) < 4)
+            await capture.equal("things")
+        assert received(capture) == [(3, "u", "after"), (3, "r", "before"), (4, "d", None), (4, "r", "before")]
