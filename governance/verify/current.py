@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,11 @@ from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
 from governance.verify.postgres import OPTIONS, Forms, types_of
 from governance.verify.report import Check
-from governance.verify.states import META, NOWHERE, Keyed, Keyless
+from governance.verify.states import META, NOWHERE, Keyed, Keyless, is_incremental, sent
 from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
-from schemas.envelope import row_schema
+from schemas.envelope import UNSEEN_MS, row_schema
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ def read_database(url: str, schema: str, name: str) -> DatabaseRows:
 
 
 def _changes(
-    kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int]
+    kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int], end: Mapping[int, int] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
-    """Change events from `start` to the end of each partition; `start` is moved there. `fields` of each are those of
-    its writer's row, by name."""
+    """Change events from `start` to `end`, or to the end of each partition; `start` is moved there. `schema` of each is
+    its writer's, `fields` are those of its row, by name."""
     found = []
     for partition, offset in list(start.items()):
-        high = kafka.bounds(topic, partition)[1]
+        high = kafka.bounds(topic, partition)[1] if end is None else end[partition]
         for record in kafka.read(topic, partition, offset, high):
             if record.value is None:
                 continue
@@ -109,7 +110,7 @@ def _changes(
             except DecodeError:
                 continue
             fields = {field["name"]: field for field in row_schema(schema)["fields"]}
-            found.append((record, from_avro(value, schema) | {"fields": fields}))
+            found.append((record, from_avro(value, schema) | {"schema": schema, "fields": fields}))
         start[partition] = max(high, offset)
     return found
 
@@ -189,8 +190,17 @@ def check_current(
     state = (Keyed(key, held) if key else Keyless(held)).raised((int(floor[0]), int(floor[1])))
     added = Added(columns, table.properties)
     deadline = time.monotonic() + patience
+    cut: dict[int, int] | None = dict(start)
     while True:
-        for record, event, position in _in_log_order(_changes(kafka, schemas, topic, start)):
+        found = _changes(kafka, schemas, topic, start)
+        read = [sent(event) for _, event in found if is_incremental(event)]
+        if read and cut is not None:
+            # They may be older than changes which the table has.
+            since = min(read) - UNSEEN_MS
+            before = _changes(kafka, schemas, topic, {p: kafka.offset_at(topic, p, since) for p in cut}, cut)
+            state.recall((r, e | {side: compared(row) for side, row in _rows(e).items()}) for r, e in before)
+            cut = None
+        for record, event, position in _in_log_order(found):
             if position is not None:
                 if position <= applied.get(record.partition, NOWHERE):
                     continue
@@ -198,16 +208,19 @@ def check_current(
             fields, place = event["fields"], _place(event)
             # Also by a change that the database's rows are too old for: `compared` knows the columns that they have.
             state.fill(compared(added.learn(fields, place)))
-            if event["op"] == "r" or database.visible.shows(event):
-                rows = {side: row for side in ("before", "after") if (row := event.get(side))}
-                sides = {side: compared(added.filled(row, fields, place)) for side, row in rows.items()}
-                state.apply(record, event | sides, place)
+            event |= {side: compared(added.filled(row, fields, place)) for side, row in _rows(event).items()}
+            if not state.stale(event) and (event["op"] == "r" or database.visible.shows(event)):
+                state.apply(record, event, place)
         if not state.differs(expected) or time.monotonic() > deadline:
             break
         time.sleep(1.0)
     check.compared = len(expected)
     state.report(check, topic, expected)
     return check
+
+
+def _rows(event: dict[str, Any]) -> dict[str, Any]:
+    return {side: row for side in ("before", "after") if (row := event.get(side))}
 
 
 def _columns(lake: Lake, table: Table) -> dict[str, pa.DataType]:

@@ -74,6 +74,11 @@ class KafkaReader:
         low, high = self._asker.get_watermark_offsets(TopicPartition(topic, partition), timeout=TIMEOUT)
         return low, high
 
+    def offset_at(self, topic: str, partition: int, timestamp: int) -> int:
+        """The first offset whose record has this timestamp (ms) or a later one; where the log ends, when none has."""
+        found = self._asker.offsets_for_times([TopicPartition(topic, partition, timestamp)], timeout=TIMEOUT)[0].offset
+        return found if found >= 0 else self.bounds(topic, partition)[1]
+
     def compacted(self, topic: str) -> bool:
         """Whether Kafka may have removed records that a newer one of the same key replaces."""
         asked = ConfigResource(ConfigResource.Type.TOPIC, topic)

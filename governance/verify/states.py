@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Any, Self
 
 from governance.verify.kafka import Record
 from governance.verify.report import Check, coordinates
 from governance.verify.values import difference
+from schemas import envelope
 
 Key = tuple[Hashable, ...]
 Frozen = tuple[tuple[str, str], ...]
@@ -24,6 +25,17 @@ def _freeze(row: dict[str, Any]) -> Frozen:
     return tuple(sorted((name, repr(value)) for name, value in _strip(row).items()))
 
 
+def is_incremental(event: dict[str, Any]) -> bool:
+    """Whether the event is a row that an incremental snapshot read."""
+    return bool(event["op"] == "r" and event["source"].get("snapshot") == envelope.INCREMENTAL)
+
+
+def sent(event: dict[str, Any]) -> int:
+    """When Connect made the event, in ms since the epoch; -1 where it does not say."""
+    time = event.get("ts_ms")
+    return -1 if time is None else int(time)
+
+
 def _written(row: dict[str, Any]) -> tuple[int, int]:
     """Where in the log a row of the table was written. One that does not say is older than all others."""
     high, order = row.get("_position"), row.get("_order")
@@ -31,13 +43,19 @@ def _written(row: dict[str, Any]) -> tuple[int, int]:
 
 
 class Keyed:
-    """Rows by key. Nothing below the floor is there, in whatever order partitions are read: a truncate raises it."""
+    """Rows by key. Nothing below the floor is there, in whatever order partitions are read: a truncate raises it.
+
+    What is read by an incremental snapshot and may be older than the last change of its key changes nothing
+    (`schemas.envelope.stale`).
+    """
 
     def __init__(self, key: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         self._key = key
         self._floor = NOWHERE
         self._twice: list[dict[str, Any]] = []
         self._rows: dict[Key, dict[str, Any]] = {}
+        # The last change of each key: when Connect made it, and its writer's schema.
+        self._changed: dict[Key, tuple[int, Any]] = {}
         for row in rows:
             at = self._at(row)
             if at in self._rows:
@@ -55,6 +73,30 @@ class Keyed:
     def fill(self, values: dict[str, Any]) -> None:
         """All rows hold these values in columns that they have not."""
         self._rows = {at: values | row for at, row in self._rows.items()}
+
+    def recall(self, changes: Iterable[tuple[Record, dict[str, Any]]]) -> None:
+        """Changes from shortly before the table's cut. Those that it did not apply, as the quarantine has them, do not
+        count: it has neither their row nor a later one."""
+        last = {
+            self._at(row): (record, event)
+            for record, event in changes
+            if event["op"] in "cud" and (row := event.get("after") or event.get("before"))
+        }
+        for at, (record, event) in last.items():
+            row = self._rows.get(at)
+            gone = row is None and event["op"] == "d"
+            if at not in self._changed and (gone or (row is not None and row["_offset"] >= record.offset)):
+                self._changed[at] = sent(event), event["schema"]
+
+    def stale(self, event: dict[str, Any]) -> bool:
+        """Whether an event changes nothing. To be asked of every event, in order, applied or not."""
+        row = event.get("after") or event.get("before")
+        if row is not None and is_incremental(event):
+            time, schema = self._changed.get(self._at(row), (-1, None))
+            return schema == event["schema"] and bool(envelope.stale(sent(event), time))
+        if row is not None and event["op"] in "cud":
+            self._changed[self._at(row)] = sent(event), event["schema"]
+        return False
 
     def apply(self, record: Record, event: dict[str, Any], place: tuple[int, int]) -> None:
         if NOWHERE < place < self._floor:
@@ -110,6 +152,13 @@ class Keyless:
         """As of rows with a key."""
         self._floor = max(self._floor, floor)
         return self
+
+    def recall(self, changes: Iterable[tuple[Record, dict[str, Any]]]) -> None:
+        """There is no key to tell changes of a row by."""
+
+    def stale(self, event: dict[str, Any]) -> bool:
+        """Every row that was read is one more."""
+        return False
 
     def fill(self, values: dict[str, Any]) -> None:
         """As of rows with a key; of owed ones too."""

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import psycopg
 
+from governance.verify.avro import Schemas
+from governance.verify.current import check_current
+from governance.verify.kafka import KafkaReader
+from governance.verify.lake import Lake, Table
 from headrace.config import Settings
-from schemas.names import SIGNAL_TABLE
+from schemas.names import SIGNAL_TABLE, table_name
 from tests.integration.cdc.capture import Capture, captured, streaming
 
 SETUP = (
@@ -55,16 +59,34 @@ def received(capture: Capture) -> list[tuple[int, str, str | None]]:
     return sorted(((row["id"], op, row["name"]) for row, op in rows if row["id"] in (3, 4)), key=lambda one: one[0])
 
 
+def cut(capture: Capture) -> Table:
+    """The current state as it is now."""
+    found = Lake(capture.settings.lake).table(table_name("silver", capture.topic("things")))
+    assert found is not None
+    return found
+
+
+def offences(capture: Capture, held: Table) -> list[str]:
+    """What `headrace verify` finds wrong with the current state of a moment and what has come since."""
+    kafka, schemas = KafkaReader(capture.settings.kafka), Schemas(capture.settings.registry.url)
+    topic, lake = capture.topic("things"), Lake(capture.settings.lake)
+    return check_current(kafka, schemas, lake, topic, 4, held, capture.url, patience=0).offences
+
+
 async def test_a_row_that_was_read_does_not_stand_over_a_change_that_its_reader_did_not_see(
     settings: Settings, connect_url: str, tmp_path: Path
 ) -> None:
     with captured(settings, connect_url, tmp_path, *SETUP) as capture:
         async with streaming(capture, connect_url):
             await capture.equal("things")
+            cuts = [cut(capture)]
             changes = ("UPDATE things SET name = 'after' WHERE id = 3", "DELETE FROM things WHERE id = 4")
             with unseen(settings, capture.url, *changes):
                 await capture.until(lambda: len(received(capture)) < 2)
+                await capture.until(lambda: len(capture.landed("things")) != 19)
+                cuts.append(cut(capture))
                 capture.execute(f"INSERT INTO {SIGNAL_TABLE} VALUES ('one', 'execute-snapshot', '{SNAPSHOT}')")
                 await capture.until(lambda: len(received(capture)) < 4)
             await capture.equal("things")
+            assert [offences(capture, held) for held in (*cuts, cut(capture))] == [[], [], []]
         assert received(capture) == [(3, "u", "after"), (3, "r", "before"), (4, "d", None), (4, "r", "before")]
