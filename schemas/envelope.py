@@ -245,7 +245,7 @@ def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
             where="transaction.total_order",
             hint="set provide.transaction.metadata=true in the connector",
         )
-    first = pc.struct_field(pc.extract_regex(_child(source, "sequence").cast(pa.string()), _SEQUENCE), "first")
+    first = _commit_before(source)
     if _any_null(first, changed):
         raise ContractError('changes without a sequence like ["24023104","24023160"]', where="source.sequence")
     # The first transaction of a replication slot has no commit before it: null. Its changes' own lsn stands in, above
@@ -257,6 +257,25 @@ def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
     lsn = pc.if_else(begins, own, pc.if_else(pc.equal(first, ""), None, first).cast(pa.int64()))
     order = _child(transaction, "total_order").cast(pa.int64())
     return _numbers(lsn, snapshot), _numbers(order, snapshot)
+
+
+def _commit_before(source: pa.StructArray) -> pa.StringArray:
+    """The place of the commit that was streamed last: a number's text, "" for none yet, null where it is not said."""
+    return pc.struct_field(pc.extract_regex(_child(source, "sequence").cast(pa.string()), _SEQUENCE), "first")
+
+
+def reached(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Where the log was when each row of a snapshot was read, -1 where that is not known. Rows of PostgreSQL's
+    incremental snapshots have no place of their own: they are behind the commit that was streamed last."""
+    source = batch.column("source")
+    log, _ = snapshot_identity(batch)
+    unsaid = log <= 0
+    if unsaid.any():
+        numbers = _commit_before(source.filter(pa.array(unsaid)))
+        numbers = pc.if_else(pc.equal(numbers, ""), None, numbers).cast(pa.int64())
+        log = log.copy()
+        log[unsaid] = pc.fill_null(numbers, -1).to_numpy(zero_copy_only=False)
+    return log
 
 
 def snapshot_identity(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

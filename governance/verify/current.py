@@ -136,20 +136,26 @@ def _position(event: dict[str, Any]) -> tuple[int, int] | None:
     order = (event.get("transaction") or {}).get("total_order")
     if order is None:
         return None
-    first = (json.loads(event["source"].get("sequence") or "[null]") or [None])[0]
     # The first transaction of a new slot has no commit before it: its own position stands in.
-    return int(first if first is not None else event["source"].get("lsn") or 0), order
+    return int(_commit_before(event) or event["source"].get("lsn") or 0), order
+
+
+def _commit_before(event: dict[str, Any]) -> str | None:
+    """Where the commit is in the log that was streamed last."""
+    first: str | None = (json.loads(event["source"].get("sequence") or "[null]") or [None])[0]
+    return first
 
 
 def _place(event: dict[str, Any]) -> tuple[int, int]:
-    """What orders a change among those of other partitions; a row of a snapshot is where the log ended then."""
+    """What orders a change among those of other partitions; a row of a snapshot is where the log ended then, or behind
+    the commit that was streamed last."""
     if event["op"] != "r":
         return _position(event) or NOWHERE
     source = event["source"]
     if source.get("file") is not None:
         file, at = mariadb.place(source)
         return (file << 32) + at, -1
-    return source.get("lsn") or -1, -1
+    return int(source.get("lsn") or _commit_before(event) or -1), -1
 
 
 def check_current(

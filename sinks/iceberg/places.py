@@ -44,8 +44,7 @@ class Places:
         high, low = envelope.positions(batch)
         read = envelope.snapshot_mask(batch).to_numpy(zero_copy_only=False)
         if read.any():
-            reached, _ = envelope.snapshot_identity(batch)
-            high = np.where(read, np.where(reached > 0, reached, -1), high)
+            high = np.where(read, envelope.reached(batch), high)
         return cls(high, low)
 
     def __len__(self) -> int:

@@ -44,6 +44,16 @@ def test_positions_of_changes_and_of_a_snapshot():
     assert lsn.dtype == order.dtype == np.int64
 
 
+def test_a_row_of_a_snapshot_is_where_the_log_was():
+    rows = [
+        event("r", lsn=9),
+        event("r", 24023104, lsn=None, snapshot="incremental"),
+        event("r", lsn=None, snapshot="incremental"),
+        event("r", lsn=None, snapshot="incremental", sequence=None),
+    ]
+    assert envelope.reached(batch(*rows)).tolist() == [9, 24023104, -1, -1]
+
+
 @pytest.mark.parametrize(
     ("bad", "place"),
     [

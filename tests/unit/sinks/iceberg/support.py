@@ -70,9 +70,10 @@ def change(
 
 
 def read_again(row: dict[str, Any], seconds: float, lsn: int | None = None) -> dict[str, Any]:
-    """A row that an incremental snapshot read: of PostgreSQL it does not say where the log was."""
+    """A row that an incremental snapshot of PostgreSQL read: it says which commit was streamed last, `lsn`, alone."""
     event = change("r", row, 0, seconds=seconds)
-    return event | {"source": event["source"] | {"snapshot": "incremental", "lsn": lsn}}
+    said = None if lsn is None else f'["{lsn}",null]'
+    return event | {"source": event["source"] | {"snapshot": "incremental", "lsn": None, "sequence": said}}
 
 
 def not_stale(

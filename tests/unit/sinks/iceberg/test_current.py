@@ -14,6 +14,7 @@ from tests.unit.sinks.iceberg.support import (
     envelope_schema,
     land,
     opened,
+    read_again,
     rows_of,
     slice_of,
     thing,
@@ -77,6 +78,16 @@ def test_a_truncate_in_one_partition_takes_what_was_before_it_in_all(catalog):
     land(again, slice_of([change("t", None, 10)], 1, partition=2, key_fields=()))
     land(again, slice_of([change("d", thing(4), 21), change("c", thing(5), 8)], 3))
     assert rows_of(again, "id") == [(3,)]
+
+
+def test_a_truncate_takes_what_was_read_again_before_it_and_no_more(catalog):
+    """Rows of an incremental snapshot have no place but behind the commit that was streamed last."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, slice_of([read_again(thing(1, "before"), 1, lsn=10), read_again(thing(2, "after"), 2, lsn=20)]))
+    land(table, slice_of([change("t", None, 15)], partition=1, key_fields=()))
+    assert rows_of(table, "id", "name") == [(2, "after")]
+    land(table, slice_of([read_again(thing(3, "before"), 3, lsn=15), read_again(thing(4, "after"), 4, lsn=16)], 2))
+    assert rows_of(table, "id", "name") == [(2, "after"), (4, "after")]
 
 
 def test_a_truncate_within_a_transaction_keeps_the_rows_after_it(catalog):
