@@ -65,10 +65,25 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.settings)
-        self.names = {load_connector(path).name for path in connector_files(self.settings.content)}
+        self.names: set[str] = set()
+        self._read_files()
+
+    def _read_files(self) -> None:
+        """Files that have come are found; what one said counts until the process ends, as the connector may run on."""
+        self.names |= {load_connector(path).name for path in connector_files(self.settings.content)}
 
     def step(self) -> None:
-        """One look, and the restarts that are due. Blocks. Raises `UnavailableError` when Connect is away."""
+        """One look, and the restarts that are due. Blocks.
+
+        Raises `UnavailableError` when Connect is away and, once it has looked by the files of before, what
+        `load_connector` says of one that is wrong.
+        """
+        try:
+            self._read_files()
+        finally:
+            self._look()
+
+    def _look(self) -> None:
         self.captures = self.watch.look(self.names)
         for capture in self.captures:
             history = self.histories.get(capture.name, History())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,9 +32,9 @@ class Landing:
     of: str = ""
 
 
-def change_prefixes(folders: Iterable[Path]) -> list[str]:
+def change_prefixes(folders: Iterable[Path]) -> set[str]:
     """`topic.prefix` of every connector file. Raises `ConfigError` for a file that is none."""
-    found = []
+    found = set()
     for path in (p for folder in folders for p in sorted((folder / CONNECTORS).glob("*.json"))):
         try:
             data = json.loads(path.read_text())
@@ -42,12 +42,12 @@ def change_prefixes(folders: Iterable[Path]) -> list[str]:
         except (OSError, ValueError, AttributeError) as e:
             raise ConfigError(f"cannot be read as a connector: {e}", where=str(path)) from e
         if prefix:
-            found.append(str(prefix))
+            found.add(str(prefix))
     return found
 
 
 def plan(
-    topics: Iterable[str], contracts: ContractSet, prefixes: Sequence[str], exclude: Sequence[str] = ()
+    topics: Iterable[str], contracts: ContractSet, prefixes: Collection[str], exclude: Sequence[str] = ()
 ) -> dict[str, tuple[Landing, ...]]:
     """The tables of every topic that is landed, by topic; the first one answers for what does not decode.
 
@@ -77,14 +77,14 @@ def plan(
     return found
 
 
-def is_change_topic(topic: str, prefixes: Sequence[str]) -> bool:
+def is_change_topic(topic: str, prefixes: Collection[str]) -> bool:
     """Whether a topic is `<prefix>.<schema>.<table>`: no heartbeats, transactions, schema changes, signals."""
     if topic.endswith(f".{SIGNAL_TABLE}"):
         return False
     return any(topic.startswith(f"{p}.") and topic.count(".") >= p.count(".") + 2 for p in prefixes)
 
 
-def _landings(topic: str, contract: Contract | None, prefixes: Sequence[str]) -> tuple[Landing, ...]:
+def _landings(topic: str, contract: Contract | None, prefixes: Collection[str]) -> tuple[Landing, ...]:
     storage = contract.storage if contract else None
     bronze = table_name("bronze", topic)
     if is_change_topic(topic, prefixes) or (contract is not None and contract.is_cdc):

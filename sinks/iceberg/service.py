@@ -1,9 +1,9 @@
 """The process `headrace run sink`: every topic that has a table is read from its table's offsets and landed.
 
 One consumer reads all partitions (assigned by hand: tables, not the group, say where), and each topic flows on its own.
-New topics and partitions are found while running. A topic whose offsets no longer make sense (its log was recreated,
-records were lost) halts alone, with its reason in the readiness page, until somebody decides; losing a table to another
-writer ends the process.
+New topics, partitions and connector files are found while running. A topic whose offsets no longer make sense (its log
+was recreated, records were lost) halts alone, with its reason in the readiness page, until somebody decides; losing a
+table to another writer ends the process.
 """
 
 from __future__ import annotations
@@ -159,7 +159,11 @@ class Sink:
     async def _discover(self) -> None:
         while True:
             try:
-                await self._look_for_topics()
+                try:
+                    # What a file said counts until the process ends: its topics may hold changes that are not landed.
+                    self._prefixes |= await asyncio.to_thread(change_prefixes, self._settings.content)
+                finally:
+                    await self._look_for_topics()
                 self._halted.pop("", None)
                 self._lifecycle.ready()
             except HeadraceError as e:

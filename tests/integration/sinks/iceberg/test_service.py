@@ -48,6 +48,35 @@ async def test_bronze_and_current_state_of_a_change_topic(settings: Settings, tm
         assert dict(by_duckdb) == shop.state
 
 
+async def test_a_connector_file_that_comes_while_it_runs_is_found_and_a_wrong_one_is_said(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sinks.iceberg.service.DISCOVERY_SECONDS", 0.2)
+    async with opened_shop(settings, tmp_path) as shop:
+        file = tmp_path / "connectors" / "debezium" / f"{shop.prefix}.json"
+        said = file.read_text()
+        file.unlink()
+        await shop.send([shop.event("c", n, f"n{n}") for n in range(5)])
+        async with running(shop.settings) as lifecycle:
+            await asyncio.wait_for(_until(lambda: lifecycle.problems() == {}), 30)
+            file.write_text(said[:-1])
+            await asyncio.wait_for(_until(lambda: file.name in lifecycle.problems().get("topics", "")), 10)
+            assert shop.rows(shop.current, "id") == []
+            file.write_text(said)
+            await shop.until_landed()
+            # What was known goes on while a file is wrong, and when it is gone.
+            other = file.with_name("other.json")
+            other.write_text("{")
+            await asyncio.wait_for(_until(lambda: other.name in lifecycle.problems().get("topics", "")), 10)
+            await shop.send([shop.event("u", 1, "later")])
+            await shop.until_landed()
+            other.unlink()
+            file.unlink()
+            await asyncio.wait_for(_until(lambda: lifecycle.problems() == {}), 10)
+            await shop.send([shop.event("u", 2, "later still")])
+            await shop.until_landed()
+
+
 async def test_undecodable_records_are_quarantined_once_and_others_flow(settings: Settings, tmp_path: Path) -> None:
     async with opened_shop(settings, tmp_path) as shop:
         await shop.send([shop.event("c", 1, "a")])

@@ -80,7 +80,7 @@ def test_prefixes_come_from_connector_files(tmp_path: Path):
     folder = tmp_path / "connectors" / "debezium"
     folder.mkdir(parents=True)
     (folder / "a.json").write_text('{"name": "a", "config": {"topic.prefix": "shop"}}')
-    assert change_prefixes([tmp_path]) == ["shop"]
+    assert change_prefixes([tmp_path]) == {"shop"}
     (folder / "b.json").write_text("[]")
     with pytest.raises(ConfigError, match="connector"):
         change_prefixes([tmp_path])
