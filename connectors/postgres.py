@@ -62,6 +62,9 @@ class PostgresSource:
             )
         return ""
 
+    def obstacle(self, log: LogState, offset: Mapping[str, Any]) -> str:
+        return ""
+
     def behind(self, log: LogState, offset: Mapping[str, Any]) -> LogState:
         return log
 

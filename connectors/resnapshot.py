@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from confluent_kafka import KafkaException, Producer
 
 from connectors.databases import need_source
-from connectors.lifecycle import forget_offset, resume, stop
+from connectors.lifecycle import forget_offset, resume, source_offset, stop
 from connectors.notices import Snapshot
 from connectors.snapshots import POLL_SECONDS, Show, Target, follow
 from connectors.source import Source
@@ -42,7 +42,11 @@ def resnapshot(watch: Watch, settings: Settings, target: Target, say: Say, show:
     if mode not in SNAPSHOT_MODES:
         raise ConfigError(f"snapshot.mode is {mode}, which reads no rows", where=f"connector {target.name}")
     source = need_source(settings, target.name, target.config)
-    source.log()
+    offset = source_offset(watch.connect, target.name)
+    if obstacle := source.obstacle(source.log(), offset):
+        raise ConfigError(
+            "changes after a snapshot would look like repeats", where=f"connector {target.name}", hint=obstacle
+        )
     before = watch.notices.snapshots(target.notices).get("initial")
     say(f"{target.name}: stopping")
     stop(watch.connect, target.name)

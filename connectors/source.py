@@ -14,7 +14,7 @@ class LogState:
     `lag_bytes` has been written and not been acknowledged by the connector, `kept_bytes` is held for it on the
     database's disk, `safe_bytes` may still be written before the database gives the connector up (None: no limit).
     `confirmed` is the place in the log up to which the connector has acknowledged. `files` are those of the log
-    with their sizes, where the connector's offset names one.
+    with their sizes, where the connector's offset names one, and `gtids` the newest in it (None: not known).
     """
 
     lag_bytes: int | None = None
@@ -23,6 +23,7 @@ class LogState:
     status: str = ""
     confirmed: int | None = None
     files: Mapping[str, int] = field(default_factory=dict)
+    gtids: str | None = None
 
 
 class Source(Protocol):
@@ -36,8 +37,13 @@ class Source(Protocol):
         """One sentence when changes are gone that the connector has not read, else empty.
 
         `offset` is the connector's place as Connect keeps it, read after `log` was: it never falls behind what the
-        database has been told. Pure.
+        database has been told. It may be ahead of the log as that was: what is missing still is when `log` is read
+        again. Pure.
         """
+
+    def obstacle(self, log: LogState, offset: Mapping[str, Any]) -> str:
+        """What has to be done before a snapshot can mend what is missing, as its changes would look like repeats; else
+        empty. Pure."""
 
     def behind(self, log: LogState, offset: Mapping[str, Any]) -> LogState:
         """`log` with the lag that follows from the connector's place, where the database does not know it. Pure."""

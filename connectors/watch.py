@@ -96,12 +96,17 @@ class Watch:
         problems = list(common)
         prefix, source = config.get("topic.prefix", ""), open_source(self._settings, config)
         log = _tried(source.log, problems) if source else None
-        fault = ""
+        fault = remedy = ""
         if source is not None and log is not None:
             # In this order: what Connect keeps is never behind what the database has been told.
             offset = _tried(lambda: source_offset(self.connect, status.name), problems)
             if offset is not None:
-                fault, log = source.missing(log, offset), source.behind(log, offset)
+                # It may only have read what was written since: then the log reaches it when it is asked again.
+                if source.missing(log, offset) and (again := _tried(source.log, problems)) is not None:
+                    log, fault = again, source.missing(again, offset)
+                    first = source.obstacle(log, offset)
+                    remedy = "; then ".join(filter(None, (first, f"headrace connect resnapshot {status.name}")))
+                log = source.behind(log, offset)
         heartbeat = f"{config.get('topic.heartbeat.prefix', '__debezium-heartbeat')}.{prefix}"
         signals = f"{prefix}.{config.get(SIGNAL_TABLE, '')}"
         tables = [t for t in topics if t.startswith(f"{prefix}.") and t.count(".") >= prefix.count(".") + 2]
@@ -114,7 +119,7 @@ class Watch:
             status.reason,
             len(status.tasks),
             fault,
-            f"headrace connect resnapshot {status.name}" if fault else "",
+            remedy if fault else "",
             log,
             times.pop(heartbeat, None),
             {topic.removeprefix(f"{prefix}."): at for topic, at in sorted(times.items())},

@@ -1,4 +1,4 @@
-"""Connectors of MariaDB in production: a log that was purged, a table read again while changes stream."""
+"""Connectors of MariaDB in production: a log that was purged or begun anew, a table read again while changes stream."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from connectors import snapshots
 from connectors.databases import need_source, prepare_source
-from connectors.lifecycle import resume, stop
+from connectors.lifecycle import resume, source_offset, stop
 from connectors.resnapshot import resnapshot
 from connectors.supervise import Supervisor
 from connectors.watch import Capture, Watch
@@ -120,6 +120,53 @@ async def test_a_purged_log_is_told_and_mended_and_a_table_is_read_again(own: In
             assert of_lake(own)[100] == 77
             assert seen[-1].rows >= 270
             assert (await asyncio.to_thread(own.check, "things")).offences == []
+
+
+async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: Inventory) -> None:
+    mine = own.settings
+    with closing(Watch(mine)) as watch:
+        prepare_source(mine, own.connector)
+        own.execute("INSERT INTO things (id, n) SELECT seq, 1 FROM seq_1_to_50")
+        assert (await asyncio.to_thread(watch.connect.apply, own.connector)).running
+        async with running(mine) as lifecycle:
+            _administer(own, "FLUSH BINARY LOGS")
+            own.execute("UPDATE things SET n = 2 WHERE id <= 3")
+            await until(lambda: of_lake(own) == of_database(own))
+            await until(lambda: int(source_offset(watch.connect, own.name).get("file", ".0").rpartition(".")[2]) > 1)
+            _administer(own, "RESET MASTER")
+            own.execute("UPDATE things SET n = 3 WHERE id = 1", "DELETE FROM things WHERE id = 50")
+            capture = look(watch, own)
+            assert "does not reach binlog." in capture.fault
+            assert "RESET MASTER" in capture.fault
+            await until(lambda: look(watch, own).state == "FAILED")
+            supervisor = Supervisor(mine, clock=iter(range(0, 10_000_000, 1000)).__next__)
+            for _ in range(3):
+                supervisor.step()
+            assert [one["restarts"] for one in supervisor.report()] == [0], (
+                "resumed by its GTID it would leave changes out"
+            )
+
+            target = snapshots.find(watch, mine, "", own.name)
+            with pytest.raises(ConfigError, match="look like repeats") as e:
+                await asyncio.to_thread(_begin_anew, mine, target)
+            assert capture.remedy == f"{e.value.hint}; then headrace connect resnapshot {own.name}"
+            assert look(watch, own).state == "FAILED", "nothing was done"
+
+            _administer(own, "RESET MASTER TO " + e.value.hint.rpartition(" ")[2])
+            # Debezium fails at a log without a transaction.
+            own.execute("UPDATE things SET n = 5 WHERE id = 3")
+            assert "has purged binlog." in look(watch, own).fault
+            await asyncio.to_thread(_begin_anew, mine, target)
+            own.execute("UPDATE things SET n = 4 WHERE id = 2", "DELETE FROM things WHERE id = 49")
+            await until(lambda: of_lake(own) == of_database(own))
+            assert look(watch, own).fault == ""
+            assert (await asyncio.to_thread(own.check, "things")).offences == []
+            assert lifecycle.problems() == {}
+
+
+def _administer(own: Inventory, statement: str) -> None:
+    with connect(own.server) as db, db.cursor() as cursor:
+        cursor.execute(statement)
 
 
 async def _purge(own: Inventory) -> None:

@@ -84,9 +84,10 @@ FILES = {"binlog.000009": 100, "binlog.000010": 5000, "binlog.000011": 70}
         ({"file": "binlog.000010", "pos": 4990}, 80, ""),
         ({"file": "binlog.000009", "pos": 4}, 5166, ""),
         ({"file": "binlog.000008", "pos": 4}, None, "has purged binlog.000008"),
-        # Read a moment after the files were: the log has gone on.
-        ({"file": "binlog.000012", "pos": 4}, 0, ""),
-        ({"file": "binlog.000011", "pos": 99}, 0, ""),
+        # Said only of a log that was read after the offset: the watch asks again.
+        ({"file": "binlog.000012", "pos": 4}, 0, "does not reach binlog.000012:4"),
+        ({"file": "binlog.000011", "pos": 99}, 0, "does not reach binlog.000011:99"),
+        ({"file": "binlog.000009", "pos": 9999}, 0, "does not reach binlog.000009:9999"),
         ({}, None, ""),
     ],
 )
@@ -96,6 +97,42 @@ def test_lag_and_loss_follow_from_the_files_of_the_log(offset: dict[str, Any], l
     said = source.missing(log, offset)
     assert words in said
     assert bool(said) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("held", "read", "unreached"),
+    [
+        ("0-1-25", "0-1-25", None),
+        ("0-1-25", "0-1-26", "0-1-26"),
+        ("", "0-1-1", "0-1-1"),
+        ("0-1-9,7-2-5", "0-1-9,7-2-6", "7-2-6"),
+        # Another server of the domain has written since, and counts for itself.
+        ("0-2-9", "0-1-25", None),
+        ("0-1-25", "", None),
+        ("0-1-25", "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-77", None),
+        (None, "0-1-26", None),
+    ],
+)
+def test_a_log_begun_anew_shows_by_its_transactions(held: str | None, read: str, unreached: str | None) -> None:
+    source = BinlogSource("mysql://nobody@127.0.0.1:1")
+    said = source.missing(LogState(files=FILES, gtids=held), {"file": "binlog.000011", "pos": 4, "gtids": read})
+    assert bool(said) == (unreached is not None)
+    assert f"does not reach {unreached}" in said or not said
+
+
+def test_places_go_on_before_a_snapshot_can_mend() -> None:
+    source, place = BinlogSource("mysql://nobody@127.0.0.1:1"), {"file": "binlog.000042", "pos": 99}
+    for files, first in (
+        ({"binlog.000001": 500}, "RESET MASTER TO 142"),
+        ({"binlog.000042": 98}, "RESET MASTER TO 142"),
+        ({"binlog.000042": 99}, ""),
+        ({"binlog.000042": 98, "binlog.000043": 4}, ""),
+        ({"binlog.000142": 4}, ""),
+    ):
+        said = source.obstacle(LogState(files=files), place)
+        assert first in said
+        assert bool(said) == bool(first)
+    assert source.obstacle(LogState(files={"binlog.000001": 500}), {}) == ""
 
 
 def test_files_of_seven_digits_come_after_those_of_six() -> None:
