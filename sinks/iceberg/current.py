@@ -2,11 +2,11 @@
 
 Each batch is folded to its last change per key, and lands as new rows, position deletes of the rows they replace, the
 topic's offsets and the highest log position, in one snapshot. A change whose position is not above the partition's
-highest is a repeat of Connect's and is dropped; rows of a snapshot are upserts, but those that an incremental one read
-of a key that was changed a moment before (see `recent`). A changed key value arrives as a delete and a create. A
-truncation raises the table's floor (see `places`). A baseline removes, of its partition, every row whose newest event
-is older than the snapshot that it ends (schemas/baseline.py). When the source's columns or key change, the rows that
-are there are made anew first, in a snapshot of their own (see `follow`).
+highest is a repeat of Connect's and is dropped (see `marks`); rows of a snapshot are upserts, but those that an
+incremental one read of a key that was changed a moment before (see `recent`). A changed key value arrives as a delete
+and a create. A truncation raises the table's floor (see `places`). A baseline removes, of its partition, every row
+whose newest event is older than the snapshot that it ends (schemas/baseline.py). When the source's columns or key
+change, the rows that are there are made anew first, in a snapshot of their own (see `follow`).
 
 A table without a key grows. Its updates and deletes find their row by all its values, which needs an order: a topic of
 one partition. A row read by a full snapshot replaces everything older than that snapshot.
@@ -46,6 +46,7 @@ from sinks.iceberg.follow import (
     staged,
 )
 from sinks.iceberg.keyed import KeyedTable, Merging
+from sinks.iceberg.marks import LOG_RULE, OTHER_LOG, Mark
 from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.pending import Changes, behind, refused, rows_of, snapshot_floor, standing, without_obsolete
@@ -118,7 +119,7 @@ class CurrentTable(KeyedTable):
         self._finish_remaking()
         self._follow(slices)
         rejects: list[Reject] = []
-        marks: dict[int, Position] = {}
+        marks: dict[int, Mark] = {}
         parts: list[Changes] = []
         dropped, emptied, floor, recent = 0, False, self.floor, self._recent
         baselines = {part.partition: part.baseline for part in slices if part.baseline}
@@ -129,7 +130,7 @@ class CurrentTable(KeyedTable):
             if not envelope.is_envelope(part.batch.schema):
                 continue
             places = self._places(part, keep, rejects)
-            fresh = self._fresh(part, places, keep, marks)
+            fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
             if not (keep & fresh).any() and not fresh.all():
                 # Only repeats: their columns are of the time when they were repeated (see `new_columns`).
@@ -163,13 +164,11 @@ class CurrentTable(KeyedTable):
             merging.state[progress.floor_property(self.topic)] = str(floor)
         return merging
 
-    def _state(self, marks: Mapping[int, Position]) -> dict[str, str]:
+    def _state(self, marks: Mapping[int, Mark]) -> dict[str, str]:
         """What is to be remembered beside the offsets."""
-        state = {
-            progress.position_property(self.topic, partition): str(mark)
-            for partition, mark in marks.items()
-            if mark != NOWHERE
-        }
+        state: dict[str, str] = {}
+        for partition, mark in marks.items():
+            state |= mark.properties(self.topic, partition)
         if self._key_known and self.table is not None and progress.KEY not in self.properties:
             state |= self.table_properties()
         return state
@@ -184,7 +183,7 @@ class CurrentTable(KeyedTable):
         keep = np.ones(part.batch.num_rows, np.bool_)
         judged = keep
         if part.key_fields != self.key and envelope.is_envelope(part.batch.schema):
-            judged = ~repeated(part, self._mark(part.partition))
+            judged = ~repeated(part, self._mark(part.partition).position)
         for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
             mask &= keep & judged
             if mask.any():
@@ -209,24 +208,25 @@ class CurrentTable(KeyedTable):
         places.high[rows], places.low[rows] = known.high, known.low
         return places
 
-    def _fresh(self, part: Slice, places: Places, keep: Mask, marks: dict[int, Position]) -> Mask:
+    def _fresh(self, part: Slice, places: Places, keep: Mask, marks: dict[int, Mark], rejects: list[Reject]) -> Mask:
         """Which rows are no repeats; moves the partition's mark. Rows of a snapshot, and those without a place, always
-        are none."""
+        are none. Those of another log become rejects."""
         rows = np.flatnonzero(keep & (places.high >= 0) & ~mask_of(envelope.snapshot_mask(part.batch)))
-        marks.setdefault(part.partition, self._mark(part.partition))
+        mark = marks.get(part.partition) or self._mark(part.partition)
         fresh = np.ones(len(keep), np.bool_)
-        mark, mine = marks[part.partition], places.take(rows)
-        fresh[rows] = envelope.after_position(mine.high, mine.low, mark)
-        marks[part.partition] = envelope.highest(mine.high, mine.low, mark)
+        times = envelope.source_time(part.batch)[rows]
+        fresh[rows], other, marks[part.partition] = mark.judge(places.take(rows), times)
+        if other.any():
+            keep[rows[other]] = False
+            rejects.append(Reject(part, part.rows[rows[other]], self.stage, LOG_RULE, (OTHER_LOG,) * int(other.sum())))
         return fresh
 
     def _marks(self, slices: Sequence[Slice]) -> dict[int, Position]:
-        return {part.partition: self._mark(part.partition) for part in slices}
+        return {part.partition: self._mark(part.partition).position for part in slices}
 
-    def _mark(self, partition: int) -> Position:
+    def _mark(self, partition: int) -> Mark:
         """Up to where changes of a partition have been applied."""
-        stored = self.properties.get(progress.position_property(self.topic, partition))
-        return Position.parse(stored) if stored else NOWHERE
+        return Mark.stored(self.properties, self.topic, partition)
 
     def _changes(self, part: Slice, keep: Mask, places: Places, recent: Recent) -> tuple[Recent, Changes]:
         """The kept changes (maybe none: then only the columns count), and what is known of keys after them."""

@@ -22,6 +22,7 @@ from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
 from sinks.iceberg.gather import ENOUGH_BYTES, Gatherer, batches
+from sinks.iceberg.marks import LOG_RULE
 from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
@@ -59,7 +60,7 @@ class TableFlow:
     due_bytes: int = MAX_COMMIT_BYTES
     since: float | None = None
     trouble: str | None = None
-    # Why the last batch lost rows to the quarantine, if by their type.
+    # Why the last batch lost rows to the quarantine, if their source has changed.
     refused: str | None = None
 
     @property
@@ -327,10 +328,10 @@ class TopicFlow:
         metrics.LAST_COMMIT.labels(name).set(now)
         metrics.BATCH_ROWS.labels(*flow.flow).observe(sum(len(part) for part in prepared.slices))
         refused = 0
-        retyped = next((r.reasons[0] for r in prepared.rejects if r.rule == TYPE_RULE and r.reasons), None)
-        if retyped is not None and flow.refused is None:
-            log.error("a column has another type now, its rows go to the quarantine", table=name, reason=retyped)
-        flow.refused = retyped and f"rows go to the quarantine: {retyped}"
+        changed = next((r.reasons[0] for r in prepared.rejects if r.rule in (TYPE_RULE, LOG_RULE) and r.reasons), None)
+        if changed is not None and flow.refused is None:
+            log.error("rows go to the quarantine, as their source has changed", table=name, reason=changed)
+        flow.refused = changed and f"rows go to the quarantine: {changed}"
         for reject in prepared.rejects:
             refused += len(reject.rows)
             metrics.ROWS_QUARANTINED.labels(*flow.flow, reject.rule).inc(len(reject.rows))

@@ -25,7 +25,6 @@ from pyiceberg.table import FileScanTask
 
 from headrace.asof import HISTORY_OF
 from schemas import envelope
-from schemas.envelope import Position
 from sinks.iceberg import progress
 from sinks.iceberg.applicable import full_identity, mask_of, writes
 from sinks.iceberg.build import KeyColumns
@@ -52,6 +51,7 @@ from sinks.iceberg.history_rows import (
 from sinks.iceberg.keyed import Merging, at_once
 from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import distinct, file_of, locate, position_of
+from sinks.iceberg.marks import Mark
 from sinks.iceberg.owned import Prepared, Source
 from sinks.iceberg.pending import refused
 from sinks.iceberg.places import COLUMNS, Places
@@ -122,7 +122,7 @@ class HistoryTable(CurrentTable):
         self._finish_remaking()
         self._follow(slices)
         rejects: list[Reject] = []
-        marks: dict[int, Position] = {}
+        marks: dict[int, Mark] = {}
         parts: list[Events] = []
         dropped, recent = 0, self._recent
         for part in slices:
@@ -134,7 +134,7 @@ class HistoryTable(CurrentTable):
             places = self._places(part, keep, rejects)
             lost = keep & (places.high < 0) & mask_of(pc.equal(envelope.operations(part.batch), "t"))
             self._refuse(part, [("position", lost, UNPLACED)], keep, rejects)
-            fresh = self._fresh(part, places, keep, marks)
+            fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
             if not (keep & fresh).any() and not fresh.all():
                 continue

@@ -2,7 +2,8 @@
 
 One property per topic and partition (a shared value would let two writers overwrite each other):
 `headrace.offset.<topic>.<partition>` the next offset to read; `headrace.position.<topic>.<partition>` the highest log
-position of a change topic; `headrace.floor.<topic>` the position below which none of its rows is live;
+position of a change topic; `headrace.newest.<topic>.<partition>` the latest time of a change up to there (ms since the
+epoch); `headrace.floor.<topic>` the position below which none of its rows is live;
 `headrace.ends.<topic>` the truncations and baselines that a history has met, `headrace.ended.<topic>` those that its
 rows have (see `ends`); `headrace.key-since.<topic>` the first position under the present key;
 `headrace.source.<topic>.<partition>.<lane>` the highest source offset of a derived topic; `headrace.identity.<topic>`
@@ -26,6 +27,10 @@ def offset_property(topic: str, partition: int) -> str:
 
 def position_property(topic: str, partition: int) -> str:
     return f"headrace.position.{topic}.{partition}"
+
+
+def newest_property(topic: str, partition: int) -> str:
+    return f"headrace.newest.{topic}.{partition}"
 
 
 def floor_property(topic: str) -> str:
@@ -74,7 +79,7 @@ def source_watermarks(properties: Properties, topic: str, partition: int) -> dic
 
 def progress_properties(properties: Properties, topic: str) -> list[str]:
     """Names of everything remembered about a topic, for a table that starts over with a new one."""
-    kinds = ("offset", "position", "source", "gap")
+    kinds = ("offset", "position", "newest", "source", "gap")
     whole = (identity_property, floor_property, ends_property, ended_property, key_since_property)
     return [
         name

@@ -12,7 +12,7 @@ import pytest
 
 from connectors import snapshots
 from connectors.databases import need_source, prepare_source
-from connectors.lifecycle import resume, source_offset, stop
+from connectors.lifecycle import forget_offset, resume, source_offset, stop
 from connectors.resnapshot import resnapshot
 from connectors.supervise import Supervisor
 from connectors.watch import Capture, Watch
@@ -162,6 +162,21 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
             assert look(watch, own).fault == ""
             assert (await asyncio.to_thread(own.check, "things")).offences == []
             assert lifecycle.problems() == {}
+
+            # Offsets that somebody else deletes let it begin anew below what was read: that is no repeat either.
+            _administer(own, "RESET MASTER")
+            await asyncio.to_thread(stop, watch.connect, own.name)
+            own.execute("UPDATE things SET n = 6 WHERE id = 2")
+            forget_offset(watch.connect, own.name)
+            resume(watch.connect, own.name)
+            await until(lambda: of_lake(own) == of_database(own))
+            await until(lambda: look(watch, own).state == "RUNNING")
+            await asyncio.sleep(1)
+            own.execute("UPDATE things SET n = 7 WHERE id = 2")
+            await until(lambda: "log was begun anew" in lifecycle.problems().get("topics", ""))
+            assert of_lake(own)[2] == 6
+            received = max(own.landed("things", "bronze"), key=lambda row: row["_timestamp"])
+            assert received["after"]["n"] == 7, "as received"
 
 
 def _administer(own: Inventory, statement: str) -> None:
