@@ -80,7 +80,7 @@ def status(
         for one in found:
             for problem in one.problems:
                 say(f"{one.name}: {problem}")
-    if any(c.state == "FAILED" or c.fault for c in found):
+    if watch.divided or any(c.state == "FAILED" or c.fault for c in found):
         raise typer.Exit(1)
 
 

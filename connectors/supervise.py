@@ -186,7 +186,9 @@ def service(settings: Settings) -> tuple[Starlette, Callable[[Lifecycle], Awaita
             while not lifecycle.stopping.is_set():
                 try:
                     await asyncio.to_thread(supervisor.step)
-                    supervisor.problem = None
+                    if (divided := supervisor.watch.divided) and supervisor.problem != divided:
+                        log.error("needs somebody", reason=divided)
+                    supervisor.problem = divided or None
                 except HeadraceError as e:
                     # Whatever it is, it is shown, and looked at again: connectors run without this process.
                     if supervisor.problem != str(e):

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 from connectors.connect import Connect, ConnectorStatus
 from connectors.databases import SIGNAL_TABLE, open_source
 from connectors.lifecycle import source_offset
 from connectors.notices import TOPIC, Notices, Scan, Snapshot
 from connectors.source import LogState, Source
+from connectors.workers import divided
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.kafka import admin
@@ -24,6 +26,8 @@ CHUNK_SIZE = "incremental.snapshot.chunk.size"
 # Debezium's own.
 DEFAULT_CHUNK_SIZE = "1024"
 SHOW_FINISHED_SECONDS = 3600.0
+# Kafka tells of all groups at once, and there may be thousands.
+WORKERS_SECONDS = 20.0
 # Signals that ask for a part of a table begin so: how many rows that will be nobody knows.
 PART = "headrace-part-"
 
@@ -74,6 +78,9 @@ class Watch:
         self._settings = settings
         # As of the last look, by name.
         self.configs: dict[str, dict[str, str]] = {}
+        # Why Connect's workers are not one cluster; among the problems of each capture too.
+        self.divided = ""
+        self._divided_at = -WORKERS_SECONDS
         self.connect = Connect(settings.connect.url)
         self._registry = Registry(settings.registry.url, settings.state / "schemas")
         self.notices = Notices(settings.kafka, self._registry)
@@ -88,6 +95,13 @@ class Watch:
         statuses = [s for s in self.connect.statuses() if s.name in configs and (names is None or s.name in names)]
         problems: list[str] = []
         topics = _tried(lambda: admin.partitions(self._settings.kafka), problems) or {}
+        if topics and time.monotonic() - self._divided_at >= WORKERS_SECONDS:
+            workers = {urlsplit(self._settings.connect.url).netloc, *(t.worker for s in statuses for t in s.tasks)}
+            found = _tried(lambda: divided(self._settings.kafka, workers), problems)
+            self.divided = self.divided if found is None else found
+            self._divided_at = time.monotonic()
+        if self.divided:
+            problems.append(self.divided)
         return [self._capture(status, configs[status.name], topics, problems) for status in statuses]
 
     def _capture(

@@ -179,6 +179,14 @@ def topic_ids(kafka: KafkaSettings, topics: Iterable[str]) -> dict[str, str]:
     return ids
 
 
+def group_members(kafka: KafkaSettings, protocol: str) -> dict[str, list[bytes]]:
+    """What the members of each group of this protocol tell their leader, by group; nothing while it rebalances."""
+    with _errors(kafka, "groups"):
+        # The calls that replace this one leave the members' metadata out.
+        found = _client(kafka).list_groups(timeout=TIMEOUT_SECONDS)
+    return {group.id: [m.metadata for m in group.members] for group in found if group.protocol_type == protocol}
+
+
 def begin_offsets(kafka: KafkaSettings, topics: Iterable[str]) -> dict[Partition, int]:
     """First offset that is still there, of every partition of these topics."""
     return _offsets(kafka, topics, OffsetSpec.earliest())
