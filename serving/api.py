@@ -44,7 +44,7 @@ def add_api(app: FastAPI, settings: Settings, collector: Collector) -> None:
 
     @router.get("/flows")
     async def flows() -> list[dict[str, Any]]:
-        """Rows in, proved, quarantined, dropped, lag and rate of each flow."""
+        """Rows in, proved, quarantined, dropped, lag of each flow, and its rate over the last half minute."""
         return [asdict(flow) for flow in collector.snapshot.flows]
 
     @router.get("/tables")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,11 +12,13 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 PREFIX = "headrace_flow_"
+# Counters of a sink move with its commits, every few seconds: a rate is that of several, or not told.
+RATE_SECONDS, LEAST_RATE_SECONDS = 30.0, 10.0
 
 
 @dataclass
 class Flow:
-    """One topic read by one agent, sink or bridge."""
+    """One topic read by one agent, sink or bridge. `rate`: rows a second of late; None while too little was seen."""
 
     process: str
     name: str
@@ -27,7 +29,7 @@ class Flow:
     dropped: float = 0
     lag: float = 0
     last_record: float = 0
-    rate: float = 0
+    rate: float | None = None
     rules: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -77,13 +79,29 @@ def parse_flows(process: str, text: str) -> list[Flow]:
     return [flows[key] for key in sorted(flows)]
 
 
+Counts = deque[tuple[float, float]]
+
+
+def mean_rate(seen: Counts, now: float, rows: float) -> float | None:
+    """Rows a second over the last `RATE_SECONDS`, by what a counter was then; `seen` are its counts, this one included
+    from here on. None while they are of less than `LEAST_RATE_SECONDS`."""
+    if seen and rows < seen[-1][1]:
+        # The process was started again.
+        seen.clear()
+    seen.append((now, rows))
+    while seen[0][0] < now - RATE_SECONDS:
+        seen.popleft()
+    since, before = seen[0]
+    return (rows - before) / (now - since) if now - since >= LEAST_RATE_SECONDS else None
+
+
 class FlowReader:
-    """Asks every process for its metrics and turns counters into rates between two askings."""
+    """Asks every process for its metrics, and turns counters into rates over a while."""
 
     def __init__(self, endpoints: Mapping[str, str]) -> None:
         self._endpoints = dict(endpoints)
         self._client = httpx.AsyncClient(timeout=2.0)
-        self._before: dict[tuple[str, str, str], tuple[float, float]] = {}
+        self._seen: dict[tuple[str, str, str], Counts] = {}
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -92,13 +110,9 @@ class FlowReader:
         answers = await asyncio.gather(*(self._ask(name, url) for name, url in sorted(self._endpoints.items())))
         flows = [flow for found, _ in answers for flow in found]
         now = time.monotonic()
-        after: dict[tuple[str, str, str], tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
         for flow in flows:
-            at, rows = self._before.get(flow.key, (now, flow.rows_in))
-            # A counter that fell belongs to a process that was started again.
-            flow.rate = max(0.0, flow.rows_in - rows) / (now - at) if now > at else 0.0
-            after[flow.key] = (now, flow.rows_in)
-        self._before = after
+            flow.rate = mean_rate(self._seen.setdefault(flow.key, deque()), now, flow.rows_in)
+        self._seen = {key: seen for key, seen in self._seen.items() if seen[-1][0] > now - RATE_SECONDS}
         return flows, [state for _, state in answers]
 
     async def _ask(self, name: str, url: str) -> tuple[list[Flow], ProcessState]:

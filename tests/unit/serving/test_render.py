@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,7 +14,7 @@ from connectors.watch import Capture, Progress
 from headrace.config import Settings
 from serving.captures import ConnectorState, of_report
 from serving.collect import Collector, Snapshot
-from serving.flows import Flow, FlowReader, ProcessState, parse_flows
+from serving.flows import Counts, Flow, FlowReader, ProcessState, mean_rate, parse_flows
 from serving.kpis import Kpi, Point
 from serving.render import age, captures_table, chart_options, html_table, number, size
 
@@ -88,6 +90,43 @@ headrace_flow_lag_records{flow="sink",topic="t"} 4.0
     (flow,) = parse_flows("sink", text)
     assert (flow.rows_in, flow.quarantined, flow.lag) == (10, 3, 4)
     assert flow.rules == {"magic byte": 2, "truncated": 1}
+
+
+def test_rates_are_of_several_commits_whenever_they_are_asked_for() -> None:
+    """400 rows a second, committed every 5 s and asked for every 2 s, the process restarted in between."""
+
+    def counted(second: int) -> float:
+        return 2000.0 * (second // 5)
+
+    seen: Counts = deque()
+    rates = [mean_rate(seen, float(at), counted(at)) for at in range(0, 60, 2)]
+    assert rates[:5] == [None] * 5
+    assert all(rate is not None and rate > 200 for rate in rates[5:])
+    assert all(abs(rate - 400) <= 400 * 5 / 30 for rate in rates[15:] if rate is not None)
+    assert len(seen) <= 16
+    rates = [mean_rate(seen, float(60 + at), counted(at)) for at in range(0, 40, 2)]
+    assert rates[:5] == [None] * 5, "a counter that fell says nothing of before"
+    assert all(rate is not None and rate >= 0 for rate in rates[5:])
+    assert [mean_rate(seen, float(at), counted(38)) for at in range(100, 140, 2)][-1] == 0.0
+
+
+async def test_rates_outlive_an_answer_that_did_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rows = [0.0], [0.0]
+
+    async def ask(_: FlowReader, name: str, url: str) -> tuple[list[Flow], ProcessState]:
+        rows[0] += 100
+        return [] if clock[0] == 8 else [Flow(name, "sink", "t", rows_in=rows[0])], ProcessState(name, url, True)
+
+    monkeypatch.setattr(FlowReader, "_ask", ask)
+    monkeypatch.setattr("serving.flows.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    reader = FlowReader({"sink": "http://b"})
+    rates = []
+    for second in range(0, 14, 2):
+        clock[0] = float(second)
+        flows, _ = await reader.read()
+        rates += [flow.rate for flow in flows]
+    await reader.close()
+    assert rates == [None, None, None, None, 50.0, 50.0]
 
 
 async def test_the_serving_process_is_among_those_asked(monkeypatch: pytest.MonkeyPatch) -> None:
