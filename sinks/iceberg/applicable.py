@@ -38,6 +38,12 @@ def source_table(topic: str) -> str:
     return ".".join(topic.split(".")[-2:])
 
 
+def foreign(part: Slice) -> Mask:
+    """Which changes say that they are of another table than the topic's: a producer put them there that is broken, or
+    forges. Those that say nothing are not among them."""
+    return mask_of(pc.invert(envelope.is_of(part.batch, source_table(part.topic))))
+
+
 def full_identity(topic: str) -> str:
     """The statement after which the source logs whole rows."""
     return f"ALTER TABLE {source_table(topic)} REPLICA IDENTITY FULL"
@@ -52,8 +58,7 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
         yield "envelope", everything, "the record is not a change event"
         return
     op = envelope.operations(batch)
-    table = source_table(part.topic)
-    yield "source table", mask_of(pc.invert(envelope.is_of(batch, table))), f"the change is not of {table}"
+    yield "source table", foreign(part), f"the change is not of {source_table(part.topic)}"
     yield "op", ~mask_of(pc.is_in(op, OPERATIONS)), "no such operation"
     written, deletes = writes(op), mask_of(pc.equal(op, "d"))
     yield "after", written & ~mask_of(envelope.has_row(batch, "after")), "the change has no row after it"

@@ -132,8 +132,8 @@ class CurrentTable(KeyedTable):
             places = self._places(part, keep, rejects)
             fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
-            if not (keep & fresh).any() and not fresh.all():
-                # Only repeats: their columns are of the time when they were repeated (see `new_columns`).
+            if not (keep & fresh).any():
+                # Columns of repeats are of an earlier time (see `new_columns`), those of rejects not the table's.
                 continue
             keep &= fresh
             recent, changes = self._changes(part, keep, places, recent)

@@ -27,7 +27,7 @@ from schemas.defaults import default_scalar
 from schemas.envelope import NOWHERE, Position
 from schemas.types import iceberg_arrow
 from sinks.iceberg import progress
-from sinks.iceberg.applicable import mask_of, source_table, writes
+from sinks.iceberg.applicable import foreign, mask_of, source_table, writes
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change
 from sinks.iceberg.evolve import merge
@@ -62,11 +62,11 @@ Added = Mapping[str, Column]
 
 
 def row_changes(part: Slice) -> Mask:
-    """Which records of a slice change a row."""
+    """Which records of a slice change a row of its table."""
     if not envelope.is_envelope(part.batch.schema):
         return np.zeros(part.batch.num_rows, np.bool_)
     op = envelope.operations(part.batch)
-    return writes(op) | mask_of(pc.equal(op, "d"))
+    return (writes(op) | mask_of(pc.equal(op, "d"))) & ~foreign(part)
 
 
 def repeated(part: Slice, mark: Position) -> Mask:
@@ -185,6 +185,8 @@ def new_columns(
             continue
         fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
         fresh = fields.keys() - have - known.keys()
+        if fresh and foreign(part).all():
+            continue
         at = first_place(part, marks[part.partition]) if fresh else None
         without = []
         for name in sorted(fresh):

@@ -136,7 +136,7 @@ class HistoryTable(CurrentTable):
             self._refuse(part, [("position", lost, UNPLACED)], keep, rejects)
             fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
-            if not (keep & fresh).any() and not fresh.all():
+            if not (keep & fresh).any():
                 continue
             recent, events = self._events(part, keep & fresh, places, recent)
             parts += events

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 from schemas.envelope import UNAVAILABLE
+from sinks.iceberg.append import AppendTable
 from sinks.iceberg.current import CurrentTable
+from sinks.iceberg.history import HistoryTable
 from tests.unit.sinks.iceberg.support import (
     ROW,
+    SOURCE,
     TOPIC,
     change,
     duckdb_rows,
@@ -152,6 +157,37 @@ def test_what_cannot_be_applied_is_refused_with_its_reason(current):
     assert [r.rule for r in other_key.rejects] == ["key"]
     plain = land(current, slice_of([{"a": 1}], 6, schema=pa.schema([("a", pa.int64())])))
     assert [r.rule for r in plain.rejects] == ["envelope"]
+
+
+def test_a_record_of_another_table_changes_nothing_but_bronze(catalog):
+    """A broken producer wrote it into this topic: neither its key nor its columns nor its TRUNCATE are this table's."""
+    current = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    history = opened(HistoryTable(catalog, "silver.things_history", TOPIC, of="silver.things"))
+    bronze = opened(AppendTable(catalog, "bronze.things", TOPIC))
+    source = pa.struct([*SOURCE, ("ts_ms", pa.int64())])
+
+    def schema(row: pa.DataType) -> pa.Schema:
+        return envelope_schema(row).set(2, pa.field("source", source))
+
+    def at(event: dict[str, Any], table: str) -> dict[str, Any]:
+        return {**event, "source": {**event["source"], "table": table, "ts_ms": event["source"]["lsn"]}}
+
+    mine = slice_of([at(change("c", thing(n), n), "things") for n in (1, 2)], schema=schema(ROW))
+    other = pa.struct([("code", pa.string()), ("name", pa.int64())])
+    events = [change("c", {"code": "x", "name": 7}, 9), change("t", None, 10)]
+    strange = slice_of([at(e, "others") for e in events], 2, schema=schema(other), key_fields=("code",))
+    for table in (current, history):
+        land(table, mine)
+        have = table.table.schema()
+        (refused,) = land(table, strange).rejects
+        assert (refused.rule, refused.rows.tolist()) == ("source table", [0, 1])
+        assert refused.reasons[0] == "the change is not of public.things"
+        assert (table.key, table.table.schema()) == (("id",), have)
+        assert rows_of(table, "id") == [(1,), (2,)]
+        assert table.offsets == {0: 4}
+    land(bronze, mine)
+    land(bronze, slice_of([at(events[1], "others")], 2, schema=schema(ROW)))
+    assert rows_of(bronze, "_offset", "op") == [(0, "c"), (1, "c"), (2, "t")]
 
 
 def test_an_unavailable_value_stays_what_it_was(current):
