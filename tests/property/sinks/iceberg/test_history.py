@@ -28,6 +28,7 @@ from tests.unit.sinks.iceberg.support import (
     change,
     envelope_schema,
     faults,
+    log_place,
     not_stale,
     read_again,
     rows_of,
@@ -96,7 +97,7 @@ class Oracle:
 def without_repeats(events: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
     highest = -1
     for offset, event in enumerate(events):
-        lsn = event["source"]["lsn"]
+        lsn = log_place(event)
         if event["op"] == "r" or lsn > highest:
             yield offset, event
         if event["op"] != "r":
@@ -199,7 +200,7 @@ class History(RuleBasedStateMachine):
         begins, offsets = self.begins[number], self.tables[number].offsets
         fresh = [without_repeats(self.log[p][: offsets.get(p, 0)]) for p in range(PARTITIONS)]
         read = chain(*(not_stale(events, begins[p]) for p, events in enumerate(fresh)))
-        return sorted((event for _, event in read), key=lambda event: event["source"]["lsn"])
+        return sorted((event for _, event in read), key=log_place)
 
     def compare(self) -> None:
         history, current = self.tables

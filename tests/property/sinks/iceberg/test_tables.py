@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections import Counter, defaultdict
@@ -31,6 +30,7 @@ from tests.unit.sinks.iceberg.support import (
     change,
     envelope_schema,
     faults,
+    log_place,
     not_stale,
     read_again,
     rows_of,
@@ -49,8 +49,7 @@ WIDE = pa.struct([("id", pa.int64()), ("name", pa.string()), ("n", pa.int64()), 
 
 def place(event: dict[str, Any]) -> tuple[int, int]:
     """Where an event is in the source's log; a row read by a snapshot before any change from then on."""
-    log = event["source"]["lsn"] or int(json.loads(event["source"]["sequence"])[0])
-    return log, -1 if event["op"] == "r" else event["transaction"]["total_order"]
+    return log_place(event), -1 if event["op"] == "r" else event["transaction"]["total_order"]
 
 
 def without_repeats(events: list[dict[str, Any] | None]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,12 @@ def read_again(row: dict[str, Any], seconds: float, lsn: int | None = None) -> d
     event = change("r", row, 0, seconds=seconds)
     said = None if lsn is None else f'["{lsn}",null]'
     return event | {"source": event["source"] | {"snapshot": "incremental", "lsn": None, "sequence": said}}
+
+
+def log_place(event: dict[str, Any]) -> int:
+    """Where the log was."""
+    source = event["source"]
+    return int(source["lsn"] or json.loads(source["sequence"])[0])
 
 
 def not_stale(
