@@ -21,6 +21,7 @@ from pyiceberg.types import ListType, MapType
 
 from sinks.iceberg.encodings import ROW_GROUP
 from sinks.iceberg.locations import distinct
+from sinks.iceberg.parquet import DELETE_PATH_ID
 from sinks.iceberg.shape import arrow_schema, field_id, fit_rows
 
 Int64 = npt.NDArray[np.int64]
@@ -86,13 +87,23 @@ def rows_at(table: Table, file: DataFile, positions: Int64) -> pa.Table:
 def deleted_positions(io: FileIO, task: FileScanTask) -> Int64:
     """Positions of the task's file that its delete files remove, not in order, maybe repeated."""
     found = [np.empty(0, np.int64)]
+    path = task.file.file_path
     for file in task.delete_files:
-        with io.new_input(file.file_path).open() as stream:
-            rows = pq.read_table(stream)
-        mine = pc.equal(rows.column("file_path"), task.file.file_path)
-        found.append(rows.filter(mine).column("pos").to_numpy())
+        with io.new_input(file.file_path).open() as stream, pq.ParquetFile(stream) as parquet:
+            # Paths are long, and those of a file that is known to have one need not be read.
+            if _paths(file) == {path.encode()}:
+                rows = parquet.read(["pos"], use_threads=False)
+            else:
+                rows = parquet.read(["file_path", "pos"], use_threads=False)
+                rows = rows.filter(pc.equal(rows.column("file_path"), path))
+        found.append(rows.column("pos").to_numpy())
     positions: Int64 = np.concatenate(found)
     return positions
+
+
+def _paths(deletes: DataFile) -> set[bytes | None]:
+    """The first and the last path that a delete file names, as far as that is known."""
+    return {(bounds or {}).get(DELETE_PATH_ID) for bounds in (deletes.lower_bounds, deletes.upper_bounds)}
 
 
 def _known_columns(parquet: pq.ParquetFile, schema: Schema) -> Schema:

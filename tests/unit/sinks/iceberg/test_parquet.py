@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import assign_fresh_schema_ids
+from pyiceberg.table import FileScanTask
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -24,6 +27,7 @@ from pyiceberg.types import DateType, LongType, StringType, TimestamptzType
 
 from headrace.lake import open_duckdb
 from sinks.iceberg import splice
+from sinks.iceberg.filerows import deleted_positions
 from sinks.iceberg.metadata_cache import transaction
 from sinks.iceberg.parquet import FileWriter, transformed
 from tests.unit.sinks.iceberg.support import catalog_in, lake
@@ -150,3 +154,22 @@ def test_a_joined_file_stays_in_its_partition(tmp_path: Path, name: str, transfo
         table = staged.commit_transaction()
     rows = table.scan().to_arrow().to_pylist()
     assert sorted(rows, key=repr) == sorted([some] * 3 + [dict.fromkeys(some)] * 3, key=repr)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_positions_are_those_of_the_file_itself(tmp_path: Path, bounded: bool):
+    """Of a delete file of ours, and of one of another writer that names several data files."""
+    catalog = catalog_in(tmp_path)
+    catalog.create_namespace("d")
+    table = catalog.create_table("d.t", pa.schema([("id", pa.int64())]))
+    writer = FileWriter.of(table, table.schema())
+    files = [writer.write(pa.table({"id": range(5)}))[0].file for _ in range(2)]
+    deletes = writer.write_deletes(files[0], np.array([3, 1]))
+    if not bounded:
+        paths = [files[0].file_path, files[1].file_path, files[0].file_path]
+        pq.write_table(pa.table({"file_path": paths, "pos": [1, 2, 3]}), deletes.file_path.removeprefix("file://"))
+        deletes = DataFile.from_args(file_path=deletes.file_path)
+    task = FileScanTask(files[0], delete_files={deletes})
+    assert deleted_positions(table.io, task).tolist() == [1, 3]
+    other = deleted_positions(table.io, FileScanTask(files[1], delete_files={deletes})).tolist()
+    assert other == ([] if bounded else [2])
