@@ -8,8 +8,9 @@
   deleted while nobody listened. Rows of an earlier snapshot are ignored, as are those of an incremental one, which
   repeats rows of a table that is already streamed. This needs two numbers a partition instead of a memory of all keys;
   its price: a partition that a new snapshot has no row for keeps what it had.
-- Topics of change events are compacted. A KPI that begins on one later takes the first change it meets of a key for
-  the key's whole past (`Events.first`), which gives the table's rows again.
+- A topic of change events may be compacted. A KPI that begins on one later takes the first change it meets of a key
+  for the key's whole past (`Events.first`), which gives the table's rows again, unless Connect has repeated changes of
+  which compaction has taken the first copies but not the second.
 """
 
 from __future__ import annotations

@@ -206,13 +206,24 @@ def test_values_are_those_of_the_table_whatever_happens(made, largest, data):
         }
 
 
+def repeated_across(events, upto):
+    """Whether Connect repeated, from this offset on, changes whose first copies are before it: what compaction took of
+    them nobody can tell (docs/kpis.md)."""
+    places = [(e["source"]["lsn"], e["transaction"]["total_order"]) if e["transaction"] else (-1, 0) for e in events]
+    reached = max(places[:upto], default=(-1, 0))
+    return any((-1, 0) < place <= reached for place in places[upto:])
+
+
 @settings(max_examples=150, deadline=None)
 @given(histories(), st.data())
 def test_a_kpi_that_begins_on_a_compacted_log_counts_the_table(made, data):
     events, table = made
     produced = data.draw(st.integers(len(events) // 2, len(events)))
     source, log, published = Source(events, produced), Log(1000), {}
-    source.compact(data.draw(st.integers(produced // 2, produced)))
+    upto = data.draw(st.integers(produced // 2, produced))
+    while repeated_across(events, upto):
+        upto -= 1
+    source.compact(upto)
     owner = worker(source, log, [SPEND, COUNT])
     while owner.at < len(events):
         advance(owner, source, data.draw(st.integers(1, 10)))
