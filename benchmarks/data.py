@@ -16,6 +16,8 @@ import pyarrow as pa
 DEVICES = 100_000
 CUSTOMERS = 50_000
 START_MS = 1_790_000_000_000
+# Of a partition: with two, what Debezium sends at its limit.
+CHANGES_A_MS = 10
 
 
 def readings(events: int, partition: int, partitions: int, batch: int = 100_000) -> Iterator[pa.RecordBatch]:
@@ -124,11 +126,12 @@ def change_events(table: str, before: pa.Array, after: pa.Array, op: pa.Array, p
 
     sequence = pa.compute.binary_join_element_wise('["', text, '","', text, '"]', "")
     order = pa.array(np.ones(n, np.int64))
+    sent = pa.array(START_MS + position.to_numpy() // CHANGES_A_MS)
     source = {
         "version": same("3.6.1.Final"),
         "connector": same("postgresql"),
         "name": same("bench"),
-        "ts_ms": pa.array(np.full(n, START_MS)),
+        "ts_ms": sent,
         "snapshot": pa.nulls(n, pa.string()),
         "db": same("shop"),
         "sequence": sequence,
@@ -145,6 +148,6 @@ def change_events(table: str, before: pa.Array, after: pa.Array, op: pa.Array, p
             "source": pa.StructArray.from_arrays(list(source.values()), names=list(source)),
             "transaction": pa.StructArray.from_arrays(list(transaction.values()), names=list(transaction)),
             "op": op,
-            "ts_ms": pa.array(np.full(n, START_MS)),
+            "ts_ms": sent,
         }
     )
