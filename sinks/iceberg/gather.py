@@ -18,7 +18,7 @@ from headrace.kafka import Chunk
 from headrace.kafka.columns import concat_binary
 
 # So much waits for no more.
-ENOUGH_BYTES = 16 << 20
+ENOUGH_BYTES = 8 << 20
 # What is decoded together at most, and what is decoded alone.
 BATCH_BYTES, LARGE_BYTES = 8 << 20, 512 << 10
 
