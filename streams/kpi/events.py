@@ -9,8 +9,7 @@
   repeats rows of a table that is already streamed. This needs two numbers a partition instead of a memory of all keys;
   its price: a partition that a new snapshot has no row for keeps what it had.
 - A topic of change events may be compacted. A KPI that begins on one later takes the first change it meets of a key
-  for the key's whole past (`Events.first`), which gives the table's rows again, unless Connect has repeated changes of
-  which compaction has taken the first copies but not the second.
+  for the key's whole past (`Events.first`), which gives the table's rows again.
 """
 
 from __future__ import annotations
@@ -93,7 +92,8 @@ class Events:
     """Decoded events of one partition in offset order; `next` is the offset after all of them and what lies between.
 
     `first` marks changes of keys that the log, as far as it goes back, says nothing of before: compaction took what
-    there was, so there is nothing to take away and no repeat to know them by. None when nothing was taken.
+    there was, so there is nothing to take away. `fresh` marks those that are no repeats, where that is known better
+    than by the partition's highest position. None when nothing was taken.
     """
 
     batch: pa.RecordBatch
@@ -101,6 +101,7 @@ class Events:
     timestamps: Ints
     next: int
     first: Mask | None = None
+    fresh: Mask | None = None
     _cache: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -119,9 +120,9 @@ class Events:
         return rest
 
     def _part(self, start: int, stop: int, following: int) -> Events:
-        first = None if self.first is None else self.first[start:stop]
+        first, fresh = (None if mask is None else mask[start:stop] for mask in (self.first, self.fresh))
         batch = self.batch.slice(start, stop - start)
-        return Events(batch, self.offsets[start:stop], self.timestamps[start:stop], following, first)
+        return Events(batch, self.offsets[start:stop], self.timestamps[start:stop], following, first, fresh)
 
     def cached(self, key: Any, make: Any) -> Any:
         """KPIs of one source are usually at the same place: what depends on the place alone is made once."""
@@ -169,9 +170,7 @@ def cut_segments(events: Events, progress: Progress) -> Iterator[Segment]:
         yield _segment(events, keep, replace(progress, ignored=0), anew=False)
         return
     lsn, order = envelope.positions(batch)
-    keep = envelope.after_position(lsn, order, progress.position)
-    if events.first is not None:
-        keep = keep | events.first
+    keep = events.fresh if events.fresh is not None else envelope.after_position(lsn, order, progress.position)
     progress = replace(progress, position=envelope.highest(lsn, order, progress.position))
     full, first, second, other = _snapshots(batch)
     other |= pc.fill_null(pc.equal(envelope.operations(batch), "t"), False).to_numpy(zero_copy_only=False)

@@ -26,8 +26,9 @@ from headrace.errors import ContractError, IdentityError, TerminalError
 from headrace.kafka import BatchTooLargeError, Chunk
 from headrace.kafka.admin import begin_offsets, end_offsets, topic_ids
 from headrace.logs import get_logger
+from schemas import envelope
 from schemas.codec import ChunkDecoder
-from schemas.envelope import is_envelope
+from schemas.envelope import NOWHERE, Position, is_envelope
 from schemas.kpis import Kpi
 from schemas.registry import Registry
 from streams.kpi.changelog import Folded, encode, encode_values, value_key
@@ -52,16 +53,34 @@ class _ReadIn:
 
     until: int
     values: dict[str, dict[Key, Partial]]
-    seen: set[bytes] = field(default_factory=set)
+    # Up to where changes were read: of each key, and of all.
+    known: dict[bytes, Position] = field(default_factory=dict)
+    mark: Position = NOWHERE
+    newest: int = -1
+    repeating: bool = False
 
-    def first(self, keys: pa.BinaryArray) -> Mask:
-        """Which of these keys were never seen before. Records without a key are taken as they are."""
-        out = np.zeros(len(keys), np.bool_)
-        for row, key in enumerate(keys.to_pylist()):
-            if key is not None and key not in self.seen:
-                out[row] = True
-                self.seen.add(key)
-        return out
+    def judge(self, keys: pa.BinaryArray, batch: pa.RecordBatch) -> tuple[Mask, Mask]:
+        """Which of these changes are the first of their key, and which are no repeats: that is told key by key, since
+        compaction may have left a repeat alone. Records without a key are taken as they are."""
+        high, low = envelope.positions(batch)
+        first, fresh = np.zeros(len(keys), np.bool_), envelope.after_position(high, low, self.mark)
+        places = list(map(Position, high.tolist(), low.tolist()))
+        for row, (key, place) in enumerate(zip(keys.to_pylist(), places, strict=True)):
+            if key is None:
+                continue
+            before = self.known.get(key)
+            first[row] = before is None
+            fresh[row] = before is None or place == NOWHERE or place > before
+            self.known[key] = place if before is None else max(before, place)
+        self.mark = envelope.highest(high, low, self.mark)
+        placed = np.flatnonzero(high >= 0)
+        if len(placed):
+            *before, last = envelope.source_time(batch)[placed].tolist()
+            # One that is newer than all before it is no repeat, whatever its place: its log is another one.
+            self.newest = max([self.newest, *before])
+            self.repeating = places[placed[-1]] < self.mark and last <= self.newest
+            self.newest = max(self.newest, last)
+        return first, fresh
 
 
 @dataclass
@@ -202,8 +221,8 @@ class KpiProcessor(Processor):
                 waiting += [second, first]
         state = self._partitions[chunk.partition]
         if state.read_in is not None:
-            first_seen = state.read_in.first(chunk.keys.take(pa.array(rows)))
-            events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, first_seen)
+            judged = state.read_in.judge(chunk.keys.take(pa.array(rows)), decoded.batch)
+            events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, *judged)
             await self._read_in(chunk.partition, state, state.read_in, events)
         metrics.ROWS_OUT.labels(self.flow, self.source).inc(len(rows))
 
@@ -239,13 +258,14 @@ class KpiProcessor(Processor):
         return state.read_in.values if state.read_in else ()
 
     async def _read_in(self, partition: int, state: _Partition, read_in: _ReadIn, events: Events) -> None:
-        """Count without writing; when all is read that was there, write everything, the progress last."""
+        """Count without writing; when all is read that was there, and Connect has repeated what it began to repeat,
+        write everything, the progress last."""
         for name, values in read_in.values.items():
             change = self._meters[name].contribute(state.shares[name], events)
             self._report(state.shares[name].progress, change.progress)
             state.shares[name].keep(self.kpis[name], change)
             values.update(change.values)
-        if events.next < read_in.until:
+        if events.next < read_in.until or read_in.repeating:
             return
         last = []
         for name, values in read_in.values.items():
