@@ -73,7 +73,9 @@ def open_catalog(lake: LakeSettings) -> Catalog:
     if lake.uri.startswith(("http://", "https://")):
         options = {"type": "rest", "uri": lake.uri}
     else:
-        options = {"py-catalog-impl": SQL_CATALOG, "uri": with_timeouts(lake.uri), "pool_pre_ping": "true"}
+        # Who names a type of their own, as glue, gets that.
+        kind = {} if "type" in lake.properties else {"py-catalog-impl": SQL_CATALOG}
+        options = {**kind, "uri": with_timeouts(lake.uri), "pool_pre_ping": "true"}
     chosen = options | {"warehouse": lake.warehouse} | lake.properties
     with trouble("catalog"):
         try:

@@ -19,11 +19,13 @@ from pyiceberg.table.update import update_table_metadata
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from pyiceberg.types import LongType
 
+from headrace.config import LakeSettings
 from headrace.errors import ConfigError, FencedError, TerminalError
 from headrace.kafka import Chunk
 from headrace.keyindex import hash_keys
 from schemas.codec import Encoder
 from schemas.contracts import ContractSet, load_contracts
+from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.commit import Change, TableCommitter
 from sinks.iceberg.evolve import Refused, merge
 from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedSqlCatalog, CachedTransaction, transaction
@@ -203,6 +205,11 @@ def test_metadata_is_computed_once_per_change(tmp_path: Path):
     staged.set_properties({"b": "2"})
     assert staged.table_metadata.properties == {"a": "1", "b": "2"}
     assert first.properties == {"a": "1"}
+
+
+def test_a_type_of_catalog_may_be_named(tmp_path: Path):
+    settings = LakeSettings(uri=f"sqlite:///{tmp_path}/c.db", warehouse=str(tmp_path), properties={"type": "sql"})
+    assert type(open_catalog(settings)) is SqlCatalog
 
 
 def test_a_catalog_knows_what_it_wrote_and_reads_what_others_did(tmp_path: Path):
