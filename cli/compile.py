@@ -1,6 +1,6 @@
 """`python -m cli.compile`: the kernels, compiled once a machine, before the first process needs them.
 
-Not a command of `headrace`, whose own imports would compile them before it could say so.
+Not a command of `headrace`, which would import all that its other commands need.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import time
 from importlib import import_module
 
 from cli.output import say
+from headrace.kernels import Kernel
 
 # In the order in which they use each other.
 MODULES = (
@@ -31,11 +32,11 @@ def compile_kernels() -> None:
     is not ready. Done again only when the code, numba or the processor has changed.
     """
     started = time.monotonic()
-    for number, module in enumerate(MODULES, 1):
-        say(f"compiling kernels: {number} of {len(MODULES)}, {module}")
-        import_module(module)
-    import_module("headrace.keyindex").warm()
-    import_module("schemas.codec").warm()
+    for number, name in enumerate(MODULES, 1):
+        say(f"compiling kernels: {number} of {len(MODULES)}, {name}")
+        for value in list(vars(import_module(name)).values()):
+            if isinstance(value, Kernel) and value.__module__ == name:
+                value.load()
     say(f"kernels are ready, {time.monotonic() - started:.0f} s")
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 
 from headrace.errors import TerminalError
-from headrace.native import kernel, load_i32, load_i64, load_u8
+from headrace.kernels import kernel
+from headrace.native import load_i32, load_i64, load_u8
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
@@ -98,7 +98,7 @@ def _mix_column(high: UInt64, low: UInt64, array: Any) -> None:
         raise TerminalError(f"a column of type {kind} cannot be part of a key")
 
 
-@njit(cache=True, nogil=True)
+@kernel("UniTuple(u8,2)(u8,u8,u8)")
 def _stir(high: Any, low: Any, word: Any) -> Any:
     """One step of a 128-bit mixing: both halves depend on all bits of word and of both halves before."""
     a = (high ^ word) * np.uint64(0x9E3779B97F4A7C15)
@@ -110,7 +110,7 @@ def _stir(high: Any, low: Any, word: Any) -> Any:
     return a ^ (b >> np.uint64(27)), b ^ (a << np.uint64(17))
 
 
-@njit(cache=True, nogil=True)
+@kernel("void(u8[::1],u8[::1],u8[::1])")
 def _mix_words(high: Any, low: Any, words: Any) -> None:
     for i in range(len(words)):
         high[i], low[i] = _stir(high[i], low[i], words[i])
@@ -138,7 +138,7 @@ def _mix_bytes(high: UInt64, low: UInt64, offsets: int, data: int, size: int) ->
         high[i], low[i] = a, b
 
 
-@njit(cache=True, nogil=True)
+@kernel("void(u8[::1],u8[::1],u8[::1],u8[::1],i8[::1],i8[::1])")
 def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> None:
     size = np.uint64(len(where))
     for i in range(len(high)):
@@ -153,7 +153,7 @@ def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out:
                 at = np.uint64(0)
 
 
-@njit(cache=True, nogil=True)
+@kernel("UniTuple(i8,3)(u8[::1],u8[::1],i8[::1],u8[::1],u8[::1],i8[::1],i8[::1],i8)")
 def _insert(
     high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any, room: Any
 ) -> Any:
@@ -189,7 +189,7 @@ def _insert(
     return len(high), added, used
 
 
-@njit(cache=True, nogil=True)
+@kernel("i8(i8[::1],i8[::1])")
 def _forget(slots: Any, where: Any) -> Any:
     """Mark slots as removed, -1 and removed ones left out; returns how many."""
     count = 0
@@ -200,7 +200,7 @@ def _forget(slots: Any, where: Any) -> Any:
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel("void(i8[::1],i8[::1],b1[::1])")
 def _mark_last(slots: Any, last: Any, keep: Any) -> None:
     for i in range(len(slots)):
         last[slots[i]] = i
@@ -319,12 +319,3 @@ def last_of_each(keys: Keys) -> Mask:
     keep: Mask = np.empty(len(keys), np.bool_)
     _mark_last(slots, index._where, keep)
     return keep
-
-
-def warm() -> None:
-    """Compile what is compiled at its first use, or read it from numba's cache."""
-    keys = hash_keys([pa.array(["a", "b"]), pa.array([1, 2])])
-    index = KeyIndex()
-    index.put(keys.take(last_of_each(keys)), np.arange(2))
-    index.locations(keys)
-    index.remove(keys)

@@ -4,131 +4,30 @@ Kernels (Kafka's record batches, Avro) take addresses of Arrow buffers and run w
 GIL. All integers are signed 64-bit, little endian in memory unless `byte_swap` says otherwise, and may be unaligned.
 Nothing here checks an address: a kernel compares every length that it reads with the end of its input, as
 `length > end - position`, because `position + length` can overflow.
-
-numba's disk cache knows the file of the cached function alone, not the files of the functions inlined into it. So
-`kernel` adds this file's fingerprint to every cache key: kernels are compiled anew when this file changes. A kernel
-that calls compiled functions or takes constants of further modules names them in `uses`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
 
-import llvmlite.binding
+import llvmlite.binding as llvm
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.core.caching import FunctionCache
-from numba.extending import intrinsic
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-_FINGERPRINT = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+from headrace.kernels import NativeCall, kernel
 
-_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-
-
-class _KernelCache(FunctionCache):  # type: ignore[misc]
-    fingerprints: tuple[str, ...] = ()
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return (*super()._index_key(sig, codegen), *self.fingerprints)
-
-
-def kernel(signature: str, uses: Iterable[ModuleType] = ()) -> Callable[[_Function], _Function]:
-    """Compile a function once a machine, for exactly one signature (numba's notation, `i8` is int64).
-
-    The compiled code releases the GIL and is read from the disk cache when neither its file, this file, the modules in
-    `uses`, numba nor the processor changed. Raises numba's errors at import when the function cannot be compiled.
-    """
-    sources = (hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest() for module in uses)
-    fingerprints = (_FINGERPRINT, *sources)
-
-    def compile_(function: _Function) -> _Function:
-        dispatcher = njit(nogil=True)(function)
-        if hasattr(dispatcher, "compile"):  # not so under NUMBA_DISABLE_JIT
-            dispatcher._cache = _KernelCache(function)
-            dispatcher._cache.fingerprints = fingerprints
-            dispatcher.compile(signature)
-            dispatcher.disable_compile()
-        compiled: _Function = dispatcher
-        return compiled
-
-    return compile_
-
-
-def native_call(name: str, arguments: int, emit: Callable[..., Any], *, result: bool = True) -> Callable[..., int]:
-    """A function of `arguments` int64, emitted as LLVM instructions by `emit(builder, *values)`.
-
-    Returns int64, or nothing when `result` is false.
-    """
-
-    def signature() -> Any:
-        return (types.int64 if result else types.void)(*[types.int64] * arguments)
-
-    def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        out = emit(builder, *values)
-        return out if result else context.get_dummy_value()
-
-    def of_one(_context: Any, a: Any) -> Any:
-        return signature(), generate
-
-    def of_two(_context: Any, a: Any, b: Any) -> Any:
-        return signature(), generate
-
-    def of_three(_context: Any, a: Any, b: Any, c: Any) -> Any:
-        return signature(), generate
-
-    definition = (of_one, of_two, of_three)[arguments - 1]
-    definition.__name__ = name
-    function: Callable[..., int] = intrinsic(definition)
-    return function
-
-
-def _pointer(builder: Any, address: Any, type_: Any = _I8) -> Any:
-    return builder.inttoptr(address, type_.as_pointer())
-
-
-def _load(name: str, type_: Any, extend: str = "") -> Callable[[int], int]:
-    def emit(builder: Any, address: Any) -> Any:
-        value = builder.load(_pointer(builder, address, type_), align=1)
-        return getattr(builder, extend)(value, _I64) if extend else value
-
-    return native_call(name, 1, emit)
-
-
-def _store(name: str, type_: Any) -> Callable[[int, int], int]:
-    def emit(builder: Any, address: Any, value: Any) -> None:
-        if type_ is not _I64:
-            value = builder.trunc(value, type_)
-        builder.store(value, _pointer(builder, address, type_), align=1)
-
-    return native_call(name, 2, emit, result=False)
-
-
-load_u8 = _load("load_u8", _I8, "zext")
-load_i32 = _load("load_i32", _I32, "sext")
-load_i64 = _load("load_i64", _I64)
-store_u8 = _store("store_u8", _I8)
-store_i16 = _store("store_i16", _I16)
-store_i32 = _store("store_i32", _I32)
-store_i64 = _store("store_i64", _I64)
-shift_right_logical = native_call("shift_right_logical", 2, lambda b, value, bits: b.lshr(value, bits))
-count_trailing_zeros = native_call("count_trailing_zeros", 1, lambda b, value: b.cttz(value, ir.IntType(1)(0)))
-count_leading_zeros = native_call("count_leading_zeros", 1, lambda b, value: b.ctlz(value, ir.IntType(1)(0)))
-byte_swap = native_call("byte_swap", 1, lambda b, value: b.bswap(value))
-copy_bytes = native_call(
-    "copy_bytes",
-    3,
-    lambda b, target, source, n: cgutils.raw_memcpy(b, _pointer(b, target), _pointer(b, source), n, 1),
-    result=False,
-)
+load_u8 = NativeCall("load_u8")
+load_i32 = NativeCall("load_i32")
+load_i64 = NativeCall("load_i64")
+store_u8 = NativeCall("store_u8")
+store_i16 = NativeCall("store_i16")
+store_i32 = NativeCall("store_i32")
+store_i64 = NativeCall("store_i64")
+shift_right_logical = NativeCall("shift_right_logical")
+count_trailing_zeros = NativeCall("count_trailing_zeros")
+count_leading_zeros = NativeCall("count_leading_zeros")
+byte_swap = NativeCall("byte_swap")
+copy_bytes = NativeCall("copy_bytes")
 
 
 @kernel("void(i8,i8,i8,i8)")
@@ -215,23 +114,9 @@ def _crc_table() -> npt.NDArray[np.int64]:
 
 
 _CRC_TABLE = _crc_table()
-_HAS_CRC_INSTRUCTION = platform.machine() in ("x86_64", "AMD64") and bool(
-    llvmlite.binding.get_host_cpu_features().get("sse4.2")
-)
-
-
-def _emit_crc_of_8(builder: ir.IRBuilder, crc: ir.Value, word: ir.Value) -> ir.Value:
-    type_ = ir.FunctionType(_I64, [_I64, _I64])
-    return builder.call(builder.module.declare_intrinsic("llvm.x86.sse42.crc32.64.64", (), type_), [crc, word])
-
-
-def _emit_crc_of_1(builder: ir.IRBuilder, crc: ir.Value, byte: ir.Value) -> ir.Value:
-    instruction = builder.module.declare_intrinsic("llvm.x86.sse42.crc32.32.8", (), ir.FunctionType(_I32, [_I32, _I8]))
-    return builder.zext(builder.call(instruction, [builder.trunc(crc, _I32), builder.trunc(byte, _I8)]), _I64)
-
-
-_crc_of_8 = native_call("crc_of_8", 2, _emit_crc_of_8)
-_crc_of_1 = native_call("crc_of_1", 2, _emit_crc_of_1)
+_HAS_CRC_INSTRUCTION = platform.machine() in ("x86_64", "AMD64") and bool(llvm.get_host_cpu_features().get("sse4.2"))
+_crc_of_8 = NativeCall("crc_of_8")
+_crc_of_1 = NativeCall("crc_of_1")
 
 
 @kernel("i8(i8,i8)")

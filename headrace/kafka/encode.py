@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.kafka import layout
+from headrace.kernels import kernel
 from headrace.native import (
     byte_swap,
     copy_padded,
     crc32c,
-    kernel,
     load_i32,
     load_i64,
     load_u8,

@@ -23,7 +23,7 @@ __all__ = ["ChunkDecoder", "Decoded", "Decoder", "Encoder", "arrow_schema", "rul
 
 
 def warm() -> None:
-    """Run both interpreters once. To be called at start-up: importing this package compiled them, or read them from
-    numba's cache; the first call fills what is lazy in Arrow and NumPy."""
+    """Run both interpreters once. To be called at start-up: that loads their kernels, or compiles them where that was
+    not done, and fills what is lazy in Arrow and NumPy."""
     schema = {"type": "record", "name": "Warm", "fields": [{"name": "text", "type": ["null", "string"]}]}
     Decoder(schema).decode(Encoder(schema, 1).encode(pa.RecordBatch.from_pydict({"text": ["warm", None]})))

@@ -5,11 +5,11 @@ Every length, count and index read from a message is compared with what is left 
 
 from __future__ import annotations
 
+from headrace.kernels import kernel
 from headrace.native import (
     byte_swap,
     copy_bytes,
     copy_padded,
-    kernel,
     load_i32,
     load_i64,
     load_u8,

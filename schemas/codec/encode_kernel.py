@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from headrace.kernels import kernel
 from headrace.native import (
     byte_swap,
     copy_bytes,
     copy_padded,
-    kernel,
     load_i32,
     load_i64,
     load_u8,

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.errors import ContractError
-from headrace.native import kernel, load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from headrace.kernels import kernel
+from headrace.native import load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
 
 # PostgreSQL's largest numeric has 147,455 digits; turning them into text costs the square of their count.
 MAX_BYTES = 61_440

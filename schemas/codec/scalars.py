@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from headrace.native import byte_swap, kernel, load_i64, load_u8, store_i64
+from headrace.kernels import kernel
+from headrace.native import byte_swap, load_i64, load_u8, store_i64
 
 _HIGH_BITS = -0x7F7F7F7F7F7F7F80
 _MIN_I64 = -0x8000000000000000

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from headrace.kernels import kernel
 from headrace.keyindex import KeyIndex, Keys, last_of_each
-from headrace.native import kernel
 
 NEW, SEEN, OLD = 0, 1, 2
 NOTHING = np.iinfo(np.int64).min

@@ -16,7 +16,7 @@ from aiokafka.producer import message_accumulator
 from aiokafka.producer.producer import TransactionManager
 from aiokafka.producer.sender import Sender
 from aiokafka.record.control_record import ABORT_MARKER
-from numba.core.caching import FunctionCache
+from numba import njit
 
 from headrace.kafka import layout
 from headrace.kafka.rebind import rebind
@@ -225,5 +225,9 @@ def test_a_transaction_manager_has_an_id() -> None:
     assert "transactional_id" in source(TransactionManager.__init__)
 
 
-def test_numba_s_cache_keys_can_be_extended() -> None:
-    assert parameters(FunctionCache._index_key) == ["self", "sig", "codegen"]
+def test_numba_compiles_without_its_wrappers_and_shows_what_it_made() -> None:
+    """How it passes arguments is checked at each compilation (`headrace.jit`)."""
+    dispatcher = njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, _nrt=False)(lambda number: number)
+    dispatcher.compile("i8(i8)")
+    (compiled,) = dispatcher.overloads.values()
+    assert f"@{compiled.fndesc.llvm_func_name}(" in compiled.library.get_llvm_str()
