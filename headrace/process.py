@@ -89,6 +89,7 @@ async def serve(app: Starlette, settings: ProcessSettings, lifecycle: Lifecycle)
         port=settings.port,
         log_level="warning",
         lifespan="on",
+        ws="none",
         timeout_graceful_shutdown=3,
     )
     server = _Server(config)

@@ -69,7 +69,12 @@ class Registry:
     ) -> None:
         self.url = url.rstrip("/")
         self._cache = cache_dir / hashlib.sha256(self.url.encode()).hexdigest()[:16] if cache_dir else None
-        self._client = httpx.Client(timeout=httpx.Timeout(2.0, connect=1.0), headers={"Accept": f"{_JSON}, */*"})
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(2.0, connect=1.0),
+            headers={"Accept": f"{_JSON}, */*"},
+            # Without TLS there is nothing to verify, and no need to read all the certificates at every start.
+            verify=self.url.startswith("https:"),
+        )
         self._patience = patience
         self._check_seconds = check_seconds
         self._pins: dict[int, _Pin] = {}

@@ -172,7 +172,9 @@ class Runner:
                 event.ack()
 
         name = f"headrace.{self.processor.name}"
-        app.agent(app.topic(self.processor.source, schema=ColumnarSchema()), name=name)(agent)
+        channel = app.topic(self.processor.source, schema=ColumnarSchema())
+        # Not by `app.agent`: that also looks for the file of every imported module, for others to discover the agent.
+        app.agents[name] = app.conf.Agent(agent, name=name, app=app, channel=channel)
 
     async def _handle(self, chunk: Chunk) -> None:
         flow = (self.processor.flow, chunk.topic)

@@ -20,6 +20,10 @@ from headrace.kafka.layout import GZIP, LZ4, SNAPPY, ZSTD
 Bytes = npt.NDArray[np.uint8]
 
 _NO_ROOM = "failed to write whole buffer"
+_LZ4_MAGIC = b"\x04\x22\x4d\x18"
+# Flags of a frame of independent blocks; those of its content's size, and of checksums, which the batch has of its own.
+_LZ4_PLAIN, _LZ4_BLOCK_CHECKSUMS, _LZ4_SIZE, _LZ4_CHECKSUM = 0x60, 0x10, 0x08, 0x04
+_LZ4_BLOCK_SIZES = {0x40: 64 << 10, 0x50: 256 << 10, 0x60: 1 << 20, 0x70: 4 << 20}
 _STREAMS: dict[int, Callable[[Any, Any], int]] = {
     GZIP: cramjam.gzip.decompress_into,
     LZ4: cramjam.lz4.decompress_into,
@@ -85,11 +89,44 @@ def _decompress(codec: int, data: Bytes, room: Bytes) -> int | None:
             return _decompress_snappy(data, room)
         if codec not in _STREAMS:
             raise CorruptBatchError(f"a record batch is compressed by the unknown codec {codec}")
-        return _STREAMS[codec](data, room)
+        written = _decompress_lz4(data, room) if codec == LZ4 else None
+        return _STREAMS[codec](data, room) if written is None else written
     except cramjam.DecompressionError as e:
         if str(e) == _NO_ROOM:
             return None
         raise CorruptBatchError(f"a record batch does not decompress: {e}") from e
+
+
+def _decompress_lz4(data: Bytes, room: Bytes) -> int | None:
+    """A frame of independent blocks, block by block: a decoder of frames costs more than the blocks of a small batch.
+
+    None for any other, and for what does not decompress so: the decoder of frames tells what is wrong with it.
+    Source: the LZ4 frame format 1.6.4.
+    """
+    head = data[:7].tobytes()
+    if len(head) < 7 or head[:4] != _LZ4_MAGIC:
+        return None
+    flags, most = head[4], _LZ4_BLOCK_SIZES.get(head[5])
+    if most is None or flags & ~(_LZ4_BLOCK_CHECKSUMS | _LZ4_SIZE | _LZ4_CHECKSUM) != _LZ4_PLAIN:
+        return None
+    at = 7 + (8 if flags & _LZ4_SIZE else 0)
+    after = 4 if flags & _LZ4_BLOCK_CHECKSUMS else 0
+    used = 0
+    while (size := int.from_bytes(data[at : at + 4].tobytes(), "little")) != 0:
+        block = data[at + 4 : at + 4 + (size & 0x7FFFFFFF)]
+        to = room[used : used + most]
+        if size >> 31:
+            if len(block) > len(to):
+                return None
+            to[: len(block)] = block
+            used += len(block)
+        else:
+            try:
+                used += cramjam.lz4.decompress_block_into(block.data, to.data, output_len=len(to))
+            except cramjam.DecompressionError:
+                return None
+        at += 4 + len(block) + after
+    return used if at + 4 <= len(data) else None
 
 
 def _decompress_snappy(data: Bytes, room: Bytes) -> int | None:

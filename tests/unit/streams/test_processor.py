@@ -62,12 +62,10 @@ class Stream:
 class App:
     def __init__(self) -> None:
         self.crashes: list[BaseException] = []
-        self.agents: list[Any] = []
+        self.agents: dict[str, Any] = {}
+        self.conf = SimpleNamespace(Agent=lambda agent, **_: agent)
 
     def topic(self, *_: Any, **__: Any) -> None: ...
-
-    def agent(self, *_: Any, **__: Any) -> Any:
-        return self.agents.append
 
     async def crash(self, error: BaseException) -> None:
         self.crashes.append(error)
@@ -76,7 +74,7 @@ class App:
 async def run(runner: Runner, stream: Stream) -> App:
     app = App()
     runner.attach(app)
-    await app.agents[0](stream)
+    await app.agents[f"headrace.{runner.processor.name}"](stream)
     return app
 
 
