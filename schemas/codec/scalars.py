@@ -181,10 +181,11 @@ def saturate_date(days: int, low: int, high: int) -> int:
 def within(low: int, high: int, bound_low: int, bound_high: int) -> int:
     """1 when the 128-bit number (high, low) is at most (bound_high, bound_low) in magnitude, else 0."""
     if high < 0:
+        if high == _MIN_I64 and low == 0:
+            # Asked before it is negated: compiled code does not see that a sum has become negative by overflow.
+            return 0
         low = -low
         high = ~high + (1 if low == 0 else 0)
-        if high < 0:
-            return 0
     if high != bound_high:
         return 1 if high < bound_high else 0
     return 1 if (low ^ _MIN_I64) <= (bound_low ^ _MIN_I64) else 0

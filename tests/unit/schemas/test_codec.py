@@ -177,6 +177,7 @@ ATTACKS: list[tuple[Any, bytes, str]] = [
     ({"type": "array", "items": "int"}, b"\xff" * 9 + b"\x01" + b"\0\0", "invalid item count"),
     ({"type": "array", "items": "int"}, b"\x01", "truncated"),
     ({"type": "bytes", "logicalType": "decimal", "precision": 4}, b"\x06\x01\x00\x00", "too many digits"),
+    ({"type": "bytes", "logicalType": "decimal", "precision": 38}, b"\x20\x80" + bytes(15), "too many digits"),
 ]
 
 
