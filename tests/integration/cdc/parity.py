@@ -1,9 +1,4 @@
-"""What the parity suite needs of a database engine, and the changes that it makes there at random.
-
-A seeded generator and not a Hypothesis state machine: a step acts on a live server and its effect is seen seconds later
-through Debezium, so nothing can be reset for another example and shrinking would take hours. A seed gives the same
-statements again.
-"""
+"""What the parity suite needs of a database engine, and the changes that it makes there at random."""
 
 from __future__ import annotations
 
@@ -160,8 +155,8 @@ class Generator:
     """
 
     engine: Engine
-    chance: random.Random
     sessions: Sequence[Session]
+    chance: random.Random = field(default_factory=random.Random)
     columns: dict[str, dict[str, Column]] = field(
         default_factory=lambda: {
             "goods": {"n": Column("int4"), "price": Column("numeric(8, 2)"), "label": Column("varchar(40)")},
@@ -173,20 +168,17 @@ class Generator:
     done: list[str] = field(default_factory=list)
     _added: int = 0
 
-    def step(self) -> None:
-        kinds = {self._insert: 30, self._update: 25, self._delete: 12, self._move: 10, self._end: 20, self._truncate: 3,
-                 self._define: 6, self._burst: 1}  # fmt: skip
-        if not (self.engine.transactional or self.snapshot_read):
-            del kinds[self._truncate], kinds[self._define]
-        self.chance.choices(list(kinds), list(kinds.values()))[0]()
+    @property
+    def may_define(self) -> bool:
+        return self.engine.transactional or self.snapshot_read
 
     def settle(self) -> None:
         """All that is open ends; then a change of each table, which tells its definition."""
         for number in (0, 1):
-            self._end(number)
+            self.end(number)
         for table in KEYS:
-            self._insert(table, 0)
-        self._end(0, commit=True)
+            self.insert(table, 0)
+        self.end(0, commit=True)
 
     def _run(self, session: int, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         self.done.append(f"{session}: {statement} {list(values)}"[:300])
@@ -194,7 +186,7 @@ class Generator:
             cursor.execute(statement, tuple(values) or None)
             return list(cursor.fetchall()) if statement.startswith("SELECT") else []
 
-    def _end(self, session: int | None = None, *, commit: bool | None = None) -> None:
+    def end(self, session: int | None = None, *, commit: bool | None = None) -> None:
         session = self.chance.randrange(2) if session is None else session
         commit = self.chance.random() < 0.75 if commit is None else commit
         self.done.append(f"{session}: {'COMMIT' if commit else 'ROLLBACK'}")
@@ -237,7 +229,7 @@ class Generator:
         one = " AND ".join(f"{name} = %s" for name in KEYS[table])
         return " OR ".join(f"({one})" for _ in keys), [value for key in keys for value in key]
 
-    def _insert(self, table: str | None = None, session: int = 0, count: int | None = None) -> None:
+    def insert(self, table: str | None = None, session: int = 0, count: int | None = None) -> None:
         if table is None:
             table, session = self._table()
         count = count or self.chance.choice((1, 1, 3, 15))
@@ -252,7 +244,7 @@ class Generator:
             session, f"INSERT INTO {table} ({', '.join(names)}) VALUES {places}", [v for row in rows for v in row]
         )
 
-    def _update(self) -> None:
+    def update(self) -> None:
         table, session = self._table()
         columns = self.columns[table]
         chosen = self.chance.sample(list(columns), self.chance.randint(1, len(columns)))
@@ -262,7 +254,7 @@ class Generator:
             values = [self._value(columns[name]) for name in chosen]
             self._run(session, f"UPDATE {table} SET {sets} WHERE {where}", [*values, *keys])
 
-    def _delete(self) -> None:
+    def delete(self) -> None:
         table, session = self._table()
         # Of more keys at once MariaDB would read, and wait for, rows of the other session.
         chosen = [self._where(table, [key]) for key in self._some(table, session)] if KEYS[table] else [self._rows()]
@@ -274,7 +266,7 @@ class Generator:
         values = self._run(0, "SELECT DISTINCT n FROM notices WHERE n IS NOT NULL ORDER BY n")
         return ("n = %s", list(self.chance.choice(values))) if values else ("n IS NULL", [])
 
-    def _move(self) -> None:
+    def move(self) -> None:
         """Keys change, also to those that others have left."""
         table, session = self.chance.choice(("goods", "kept")), self.chance.randrange(2)
         held = self._some(table, session)
@@ -285,19 +277,19 @@ class Generator:
 
     def _alone(self) -> None:
         for session in (0, 1):
-            self._end(session)
+            self.end(session)
 
-    def _truncate(self) -> None:
+    def truncate(self) -> None:
         self._alone()
         table = self.chance.choice(list(KEYS))
         if self.engine.transactional and self.chance.random() < 0.5:
-            self._insert(table, 0, 4)
+            self.insert(table, 0, 4)
         self._run(0, f"TRUNCATE TABLE {table}")
         if self.chance.random() < 0.5:
-            self._insert(table, 0, 5)
-        self._end(0)
+            self.insert(table, 0, 5)
+        self.end(0)
 
-    def _define(self) -> None:
+    def define(self) -> None:
         self._alone()
         # A history's columns are those of its contract.
         table = self.chance.choice(("goods", "goods", "notices"))
@@ -321,14 +313,14 @@ class Generator:
         else:
             return
         self._run(0, f"ALTER TABLE {table} {clause}")
-        self._end(0, commit=True)
+        self.end(0, commit=True)
 
-    def _burst(self) -> None:
+    def burst(self) -> None:
         """Thousands of changes in one transaction, most of them of the same rows."""
         self._alone()
-        self._insert("goods", 0, 1500)
+        self.insert("goods", 0, 1500)
         name = self.chance.choice(list(self.columns["goods"]))
         for _ in range(2):
             self._run(0, f"UPDATE goods SET {name} = %s WHERE id > 20", [self._value(self.columns["goods"][name])])
         self._run(0, "DELETE FROM goods WHERE id > 400")
-        self._end(0)
+        self.end(0)

@@ -1,6 +1,9 @@
 """Random changes of rows and definitions, through the real connector and sink: at every checkpoint the current state is
 what a SELECT says, and so is the changelog replayed, and the open versions of the history; `headrace verify` agrees.
 
+A Hypothesis state machine whose examples follow each other on one live database: each begins where the one before ended
+and ends with a checkpoint. A failure is not shrunk, since that would begin from another state.
+
 `HEADRACE_PARITY_STEPS=5000 pytest tests/integration/cdc/test_parity.py` is the long form, with a seed of its own each
 time. `HEADRACE_PARITY_SEED` does a run again.
 """
@@ -15,10 +18,21 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, Phase, seed
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from connectors.connect import Connect
 from governance.verify.avro import Schemas
@@ -26,17 +40,123 @@ from governance.verify.current import check_current
 from governance.verify.kafka import KafkaReader
 from governance.verify.lake import Lake
 from headrace.config import Settings
+from headrace.process import Lifecycle
 from schemas.names import table_name
 from sinks.iceberg.catalog import find_table, open_catalog
 from tests.integration.cdc.parity import KEYS, Engine, Generator, Row, mariadb, postgresql
 from tests.integration.sinks.iceberg.shop import running
 
 STEPS = int(os.environ.get("HEADRACE_PARITY_STEPS", "120"))
-SEED = os.environ.get("HEADRACE_PARITY_SEED") or (
-    str(random.randrange(10**6)) if "HEADRACE_PARITY_STEPS" in os.environ else "5"
+SEED = int(
+    os.environ.get("HEADRACE_PARITY_SEED") or (random.randrange(10**6) if "HEADRACE_PARITY_STEPS" in os.environ else 5)
 )
 BETWEEN_CHECKPOINTS = 60
+# In one example: what empties tables, changes their columns, or takes thousands of rows.
+RARE = {"truncate": 2, "define": 4, "burst": 1}
 Made = Callable[[Settings, Callable[[str], str], Path], AbstractContextManager[Engine]]
+
+
+@dataclass
+class Capture:
+    """A database that is being captured and landed, and what was done to it."""
+
+    engine: Engine
+    generator: Generator
+    client: Connect
+    lifecycle: Lifecycle
+    checkpoints: int = 0
+
+    def check(self) -> None:
+        """Raises AssertionError for any difference, told with what was done last."""
+        self.generator.settle()
+        # The table may be behind: what it lacks is in Kafka.
+        live = [verified(self.engine, table) for table in KEYS if self.checkpoints]
+        wrong = settled(self.engine, self.generator)
+        said = [self.client.status(self.engine.connector.name).reason, str(self.lifecycle.problems())]
+        trace = "\n".join([*said, *self.generator.done[-150:]])
+        assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, checkpoint {self.checkpoints}: {wrong}\n{trace}"
+        checks = [verified(self.engine, table) for table in KEYS]
+        self.generator.snapshot_read = True
+        assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
+        self.checkpoints += 1
+
+
+class Changes(RuleBasedStateMachine):
+    """Hypothesis chooses what is done; a seed of its choice, to which rows and values."""
+
+    capture: Capture
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = self.capture.generator
+        self.left = dict(RARE)
+
+    def may(self, kind: str) -> bool:
+        return self.left[kind] > 0 and (kind == "burst" or self.generator.may_define)
+
+    @initialize(chance=st.randoms(use_true_random=True))
+    def begin(self, chance: random.Random) -> None:
+        self.generator.chance = chance
+
+    @rule(times=st.integers(1, 4))
+    def insert(self, times: int) -> None:
+        for _ in range(times):
+            self.generator.insert()
+
+    @rule(times=st.integers(1, 4))
+    def update(self, times: int) -> None:
+        for _ in range(times):
+            self.generator.update()
+
+    @rule()
+    def delete(self) -> None:
+        self.generator.delete()
+
+    @rule()
+    def move(self) -> None:
+        self.generator.move()
+
+    @rule()
+    def end(self) -> None:
+        self.generator.end()
+
+    @precondition(lambda self: self.may("truncate"))
+    @rule()
+    def truncate(self) -> None:
+        self.left["truncate"] -= 1
+        self.generator.truncate()
+
+    @precondition(lambda self: self.may("define"))
+    @rule()
+    def define(self) -> None:
+        self.left["define"] -= 1
+        self.generator.define()
+
+    @precondition(lambda self: self.may("burst"))
+    @rule()
+    def burst(self) -> None:
+        self.left["burst"] -= 1
+        self.generator.burst()
+
+    def teardown(self) -> None:
+        self.capture.check()
+
+
+def change(capture: Capture) -> None:
+    machine = seed(SEED)(type("Changes", (Changes,), {"capture": capture}))
+    run_state_machine_as_test(
+        machine,
+        settings=hypothesis.settings(
+            max_examples=max(1, STEPS // BETWEEN_CHECKPOINTS),
+            stateful_step_count=BETWEEN_CHECKPOINTS,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+            database=None,
+            deadline=None,
+        ),
+        # The first example would be the shortest that there is.
+        _min_steps=BETWEEN_CHECKPOINTS,
+    )
 
 
 @pytest.mark.parametrize("made", [postgresql, mariadb])
@@ -46,24 +166,13 @@ async def test_the_lake_is_what_the_database_is(
     with made(settings, request.getfixturevalue, tmp_path) as engine:
         declare_history(engine, tmp_path)
         with closing(engine.session()) as one, closing(engine.session()) as two:
-            generator = Generator(engine, random.Random(SEED), (one, two))
             client = Connect(connect_url)
             await asyncio.to_thread(client.apply, engine.connector)
             async with running(engine.settings) as lifecycle:
-                for number in range(0, STEPS, BETWEEN_CHECKPOINTS):
-                    # The first changes come while the snapshot is read.
-                    for _ in range(min(BETWEEN_CHECKPOINTS, STEPS - number)):
-                        await asyncio.to_thread(generator.step)
-                    await asyncio.to_thread(generator.settle)
-                    # The table may be behind: what it lacks is in Kafka.
-                    live = [await asyncio.to_thread(verified, engine, table) for table in KEYS if number]
-                    wrong = await asyncio.to_thread(settled, engine, generator)
-                    said = [client.status(engine.connector.name).reason, str(lifecycle.problems())]
-                    trace = "\n".join([*said, *generator.done[-150:]])
-                    assert not wrong, f"HEADRACE_PARITY_SEED={SEED}, after step {number}: {wrong}\n{trace}"
-                    checks = [await asyncio.to_thread(verified, engine, table) for table in KEYS]
-                    generator.snapshot_read = True
-                    assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
+                # The first changes come while the snapshot is read.
+                capture = Capture(engine, Generator(engine, (one, two)), client, lifecycle)
+                await asyncio.to_thread(change, capture)
+                assert capture.checkpoints == max(1, STEPS // BETWEEN_CHECKPOINTS)
                 assert lifecycle.problems() == {}
 
 
