@@ -122,6 +122,12 @@ class BinlogSource:
             values = (number, kind, json.dumps(data))
             cursor.execute(f"INSERT INTO {place} (id, type, data) VALUES (%s, %s, %s)", values)
 
+    def signalled(self, table: str, number: str) -> dict[str, Any] | None:
+        with self._database() as cursor:
+            cursor.execute(f"SELECT data FROM {quoted(*table.split('.'))} WHERE id = %s", (number,))
+            row = cursor.fetchone()
+        return None if row is None else json.loads(row[0])
+
 
 def _oldest(log: LogState) -> int:
     return min(map(_numbered, log.files), default=0)

@@ -100,3 +100,9 @@ class PostgresSource:
             db.execute(sql.SQL("DELETE FROM {} WHERE id LIKE 'headrace-%'").format(place))
             insert = sql.SQL("INSERT INTO {} (id, type, data) VALUES (%s, %s, %s)").format(place)
             db.execute(insert, (number, kind, json.dumps(data)))
+
+    def signalled(self, table: str, number: str) -> dict[str, Any] | None:
+        asked = sql.SQL("SELECT data FROM {} WHERE id = %s").format(sql.Identifier(*table.split(".")))
+        with self._database() as db:
+            row = db.execute(asked, (number,)).fetchone()
+        return None if row is None else json.loads(row[0])

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from connectors.databases import SIGNAL_TABLE, need_source
+from connectors.databases import SIGNAL_TABLE, need_source, open_source
 from connectors.notices import TOPIC, Snapshot
 from connectors.watch import PART, Progress, Watch
 from headrace.config import Settings
@@ -132,6 +132,32 @@ def follow(watch: Watch, target: Target, number: str, show: Show) -> Snapshot:
                 capture.fault or capture.reason, where=f"connector {target.name}", hint="headrace connect status"
             )
         time.sleep(POLL_SECONDS)
+
+
+def lost(snapshot: Snapshot, offset: Mapping[str, object], now: float, patience: float) -> bool:
+    """Whether Debezium has dropped a snapshot without a word that arrived: nothing was heard of it for `patience`
+    seconds, and nothing is in the place that Connect keeps of the connector, which runs. `now` in seconds. Pure.
+
+    Debezium 3.6 skips the table when the database goes away between two chunks, and goes on as if it were read; what
+    it says of that is lost when its task fails in the same outage.
+    """
+    silent = now - snapshot.updated / 1000 > patience
+    kept = any(name.startswith("incremental_snapshot") and value for name, value in offset.items())
+    return snapshot.kind == "incremental" and snapshot.state == "running" and silent and not kept
+
+
+def ask_again(settings: Settings, target: Target, number: str) -> bool:
+    """Signal a snapshot once more, under its own id; it reads its tables from the start.
+
+    False when its signal is not there any more, as another took its place, or the database is not known here: then
+    somebody has to ask.
+    """
+    source = open_source(settings, target.config)
+    data = source.signalled(target.signals, number) if source else None
+    if source is None or data is None:
+        return False
+    source.signal(target.signals, number, "execute-snapshot", data)
+    return True
 
 
 def _under_way(watch: Watch, target: Target) -> Snapshot | None:

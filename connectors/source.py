@@ -59,3 +59,6 @@ class Source(Protocol):
 
     def signal(self, table: str, number: str, kind: str, data: Mapping[str, Any]) -> None:
         """Write one signal, and take away those of before."""
+
+    def signalled(self, table: str, number: str) -> dict[str, Any] | None:
+        """The data of a signal that was written; None when it was taken away since."""

@@ -20,10 +20,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from connectors.connect import WORST_FIRST, connector_files, load_connector
+from connectors.lifecycle import source_offset
 from connectors.notices import TOPIC
 from connectors.resnapshot import state_baselines
 from connectors.restarts import MOST, History, decide
-from connectors.snapshots import Target
+from connectors.snapshots import Target, ask_again, lost
 from connectors.source import LogState
 from connectors.watch import Capture, Watch
 from headrace.config import Settings
@@ -32,6 +33,9 @@ from headrace.logs import get_logger
 from headrace.process import Lifecycle
 
 LOOK_SECONDS = 2.0
+# Connect keeps a connector's place every few seconds; a snapshot that is in it will go on.
+LOST_SECONDS = 60.0
+ASK_AGAIN_SECONDS = 300.0
 BY = ("connector",)
 
 STATE = Gauge("headrace_cdc_connector_state", "1 for the worst state of a connector and its tasks", (*BY, "state"))
@@ -59,9 +63,11 @@ class Supervisor:
     chance: Callable[[], float] = random.random
     captures: list[Capture] = field(default_factory=list)
     histories: dict[str, History] = field(default_factory=dict)
+    patience: float = LOST_SECONDS
     problem: str | None = "has not looked yet"
     _told: dict[str, str] = field(default_factory=dict)
     _completed: dict[str, int] = field(default_factory=dict)
+    _asked: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.settings)
@@ -94,6 +100,7 @@ class Supervisor:
                 log.warning("restarted", connector=capture.name, attempt=after.restarts, reason=capture.reason)
             self.histories[capture.name] = after
             self._complete(capture.name)
+            self._ask_again(capture.name, after)
             self._tell(capture, after)
             measure(capture, after)
 
@@ -109,6 +116,22 @@ class Supervisor:
                 state_baselines(self.settings, target, found)
                 log.info("repeated snapshot is complete", connector=name, tables=len(found.tables))
             self._completed[name] = found.started
+
+    def _ask_again(self, name: str, history: History) -> None:
+        """Ask again for snapshots that Debezium has dropped, once the connector has run for a while."""
+        target, now = Target(name, self.watch.configs[name]), self.clock()
+        if history.running_since is None or now - history.running_since < self.patience or not target.config.get(TOPIC):
+            return
+        for snapshot in self.watch.notices.known(target.notices).values():
+            if snapshot.over or now - self._asked.get(snapshot.id, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
+                continue
+            if lost(snapshot, source_offset(self.watch.connect, name), time.time(), self.patience):
+                done = ask_again(self.settings, target, snapshot.id)
+                self._asked[snapshot.id] = now
+                if done:
+                    log.warning("asked again for a snapshot that Debezium has dropped", connector=name, id=snapshot.id)
+                else:
+                    log.error("needs somebody", connector=name, reason=f"Debezium has dropped snapshot {snapshot.id}")
 
     def _tell(self, capture: Capture, history: History) -> None:
         """A line in the log for what somebody has to mend, once."""

@@ -28,6 +28,7 @@ from connectors import snapshots
 from connectors.connect import Connect, load_connector
 from connectors.databases import prepare_source
 from connectors.lifecycle import source_offset
+from connectors.notices import Snapshot
 from connectors.watch import Watch
 from headrace.config import Settings, load_settings
 from headrace.errors import HeadraceError, TerminalError
@@ -189,14 +190,16 @@ class Course:
             told = back()
             with closing(Watch(self.settings)) as watch:
 
-                def state() -> str:
+                def ended() -> Snapshot | None:
                     with suppress(HeadraceError):
                         found = watch.notices.snapshots(target.notices)[number]
-                        return found.state if found.over else ""
-                    return ""
+                        return found if found.over else None
+                    return None
 
-                assert eventually(300, "the snapshot goes on", state) == "completed"
-            return f"{told}; the snapshot has gone on to its end"
+                end: Snapshot = eventually(300, "the snapshot goes on", ended)
+            assert end.state == "completed"
+            failed = "".join(f", where it says: {scan.failed}" for scan in end.tables.values() if scan.failed)
+            return f"{told}; the snapshot has gone on to its end{failed}"
 
         return f"{read} chunks read", over
 

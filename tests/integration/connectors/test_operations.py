@@ -228,6 +228,54 @@ def test_a_snapshot_of_a_part_is_stopped_and_one_that_cannot_be_is_refused(
             snapshots.execute(watch, settings, target, "public.things")
 
 
+def test_a_snapshot_that_debezium_has_dropped_is_asked_for_again(
+    settings: Settings, connect_url: str, source: Source, tmp_path: Path
+) -> None:
+    """It does so when the database goes away between two chunks; what is left of it is taken out of its place here."""
+    source.file = tmp_path / "connectors" / "debezium" / "one.json"
+    source.file.parent.mkdir(parents=True)
+    mine = settings.model_copy(update={"content": [tmp_path], "databases": {source.name: source.url}})
+    connector = load_connector(source.write(**{"incremental.snapshot.chunk.size": "4"}))
+    prepare_source(mine, connector)
+    with psycopg.connect(source.url, autocommit=True) as db:
+        db.execute("INSERT INTO things SELECT n, 0 FROM generate_series(2, 9000) n")
+    supervisor = Supervisor(mine, patience=8.0)
+    watch, connect = supervisor.watch, supervisor.watch.connect
+    connect.apply(connector)
+    target = snapshots.find(watch, mine, "public.things", source.name)
+    number = snapshots.execute(watch, mine, target, "public.things", "id > 5")
+
+    def until_true(what: Callable[[], object], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def keeps_it() -> bool:
+        return any(name.startswith("incremental_snapshot") for name in source_offset(connect, source.name))
+
+    until_true(lambda: number in watch.notices.snapshots(target.notices) and keeps_it())
+    stop(connect, source.name)
+    place = connect.call("GET", f"/connectors/{source.name}/offsets")["offsets"]
+    for one in place:
+        kept = one["offset"].items()
+        one["offset"] = {name: value for name, value in kept if not name.startswith("incremental_snapshot")}
+    connect.call("PATCH", f"/connectors/{source.name}/offsets", body={"offsets": place})
+    resume(connect, source.name)
+    chunks = watch.notices.snapshots(target.notices)[number].updated
+    begun = time.monotonic()
+    while not watch.notices.known(target.notices)[number].over:
+        assert time.monotonic() - begun < 90
+        supervisor.step()
+        if time.monotonic() - begun < 6:
+            assert watch.notices.known(target.notices)[number].updated == chunks, "Debezium has forgotten it"
+        time.sleep(0.2)
+    done = watch.notices.known(target.notices)[number]
+    assert (done.state, done.repeated) == ("completed", True)
+    assert {table: scan.rows for table, scan in done.tables.items()} == {"public.things": 8995}
+    watch.close()
+
+
 def test_a_failed_task_is_restarted_until_it_runs(
     settings: Settings, connect_url: str, source: Source, postgres_url: str, tmp_path: Path
 ) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from connectors.connect import ConnectorStatus
+from connectors.notices import Snapshot
+from connectors.snapshots import lost
 from connectors.supervise import Supervisor
 from connectors.watch import Capture
 from headrace.config import Settings
@@ -51,3 +54,13 @@ def test_files_that_come_are_found_and_wrong_ones_said(supervisor: Supervisor, t
     (folder / "a.json").unlink()
     supervisor.step()
     assert watched(supervisor) == ["a", "b"], "a connector outlives its file"
+
+
+def test_a_snapshot_is_lost_when_it_is_silent_and_in_no_place() -> None:
+    running = Snapshot("headrace-all-1", "incremental", "running", 0, 100_000)
+    place = {"lsn_proc": 5, "incremental_snapshot_collections": "[...]"}
+    assert lost(running, {"lsn_proc": 5}, 161.0, 60.0)
+    assert not lost(running, {"lsn_proc": 5}, 159.0, 60.0), "it may still be heard of"
+    assert not lost(running, place, 161.0, 60.0), "it goes on from there"
+    assert not lost(replace(running, state="paused"), {}, 161.0, 60.0)
+    assert not lost(replace(running, kind="initial"), {}, 161.0, 60.0)
