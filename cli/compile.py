@@ -9,7 +9,7 @@ import time
 from importlib import import_module
 
 from cli.output import say
-from headrace.kernels import Kernel
+from headrace import kernels
 
 # In the order in which they use each other.
 MODULES = (
@@ -34,9 +34,8 @@ def compile_kernels() -> None:
     started = time.monotonic()
     for number, name in enumerate(MODULES, 1):
         say(f"compiling kernels: {number} of {len(MODULES)}, {name}")
-        for value in list(vars(import_module(name)).values()):
-            if isinstance(value, Kernel) and value.__module__ == name:
-                value.load()
+        import_module(name)
+        kernels.prepare()
     say(f"kernels are ready, {time.monotonic() - started:.0f} s")
 
 

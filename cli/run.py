@@ -16,6 +16,7 @@ import typer
 
 from demo.processes import PROCESSES as DEMO
 from headrace.config import Settings, load_settings
+from headrace.logs import configure_logs, get_logger
 from headrace.process import Lifecycle, run_process
 
 
@@ -63,6 +64,10 @@ def run_named(process: Process, settings: Settings) -> int:
     entry = _resolve(process.entry)
     gc.freeze()
     gc.enable()
+    # A process without kernels does without LLVM too.
+    if kernels := sys.modules.get("headrace.kernels"):
+        configure_logs(settings.process.name)
+        kernels.prepare(lambda symbol: get_logger("kernels").info("compiled", kernel=symbol))
     if process.pages:
         pages, serve = entry(settings)
         return run_process(serve, settings.process, pages)

@@ -12,8 +12,10 @@ import ctypes
 import hashlib
 import os
 import re
+import secrets
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, update_wrapper
 from importlib.metadata import version
@@ -38,7 +40,7 @@ _RAISED = ctypes.create_string_buffer(8)
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A parameter that takes a C-contiguous array. It may be read-only: a kernel must not write to what is."""
+    """A parameter that takes a C-contiguous array."""
 
     dtype: np.dtype[Any]
     dimensions: int
@@ -102,12 +104,18 @@ class NativeCall:
 class Kernel:
     """A function that is compiled for one signature. Other types of arguments raise TypeError."""
 
-    def __init__(self, function: Callable[..., Any], signature: str, uses: Iterable[ModuleType] = ()) -> None:
+    def __init__(
+        self, function: Callable[..., Any], signature: str, uses: Iterable[ModuleType] = (), reads: Iterable[str] = ()
+    ) -> None:
         update_wrapper(self, function)
         self.function = function
         self.signature = signature
+        self.reads = frozenset(reads)
         self.symbol = f"{function.__module__}.{function.__qualname__}".replace(".", "_")
-        self._uses = tuple(uses)
+        self._source = Path(function.__code__.co_filename)
+        # As they are when they are imported: a file may be another one by the time that its kernel is called.
+        files = (self._source, *_ALWAYS, *(Path(str(module.__file__)) for module in uses))
+        self._version = _digest("|".join([signature, *map(_fingerprint, files)]).encode()).hex()[:24]
         self._call: Callable[..., Any] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
@@ -124,24 +132,32 @@ class Kernel:
                 self._call = _bind(self, _engine().link(self.symbol, code))
         return self._call
 
+    def prepare(self) -> bool:
+        """Compile it unless that was done; whether it was not."""
+        with _LOCK:
+            missing = self._call is None and self._read() is None
+            if missing:
+                self._compile()
+        return missing
+
     def _file_name(self) -> str:
-        source = Path(self.function.__code__.co_filename)
-        used = (Path(str(module.__file__)) for module in self._uses)
-        parts = [self.signature, *map(_fingerprint, (source, *_ALWAYS, *used)), _maker()]
-        return f"{self.symbol}-{hashlib.sha256('|'.join(parts).encode()).hexdigest()[:24]}.o"
+        return f"{self.symbol}-{_maker()}-{self._version}.o"
 
     def _folders(self) -> tuple[Path, Path]:
         """Beside the source, where an image is built by another user than runs it; where that can't be written, the
         user's own."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return Path(self.function.__code__.co_filename).parent / "__pycache__", home / "headrace" / "kernels"
+        home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        return self._source.parent / "__pycache__", home / "headrace" / "kernels"
 
     def _read(self) -> bytes | None:
+        """What was compiled, or None where there is none that is whole."""
         for folder in self._folders():
             try:
-                return (folder / self._file_name()).read_bytes()
+                kept = (folder / self._file_name()).read_bytes()
             except OSError:
                 continue
+            if kept[:32] == _digest(kept[32:]):
+                return kept[32:]
         return None
 
     def _compile(self) -> bytes:
@@ -149,36 +165,55 @@ class Kernel:
 
         code = compile_kernel(self)
         for folder in self._folders():
-            if _keep(folder, self.symbol, self._file_name(), code):
+            if _keep(folder, self._file_name(), _digest(code) + code):
                 return code
         get_logger("kernels").warning("cannot be kept: compiled at every start", kernel=self.symbol)
         return code
 
 
-def _keep(folder: Path, symbol: str, name: str, code: bytes) -> bool:
-    """Put code where later processes find it, and take away what older sources made."""
-    unfinished = folder / f"{name}.{os.getpid()}"
+def prepare(told: Callable[[str], None] = lambda _: None) -> None:
+    """Compile, of the kernels that are imported, those that were not: before a process does what must not wait. `told`
+    gets the symbol of each."""
+    for one in _KERNELS:
+        if one.prepare():
+            told(one.symbol)
+
+
+def _keep(folder: Path, name: str, content: bytes) -> bool:
+    """Put a file where later processes find it, and take away what older sources made."""
+    unfinished = folder / f"{name}.{secrets.token_hex(8)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(code)
-        for older in folder.glob(f"{symbol}-*.o"):
-            older.unlink(missing_ok=True)
+        unfinished.write_bytes(content)
         unfinished.replace(folder / name)
     except OSError:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         return False
+    for older in folder.glob(f"{name.rpartition('-')[0]}-*.o"):
+        if older.name != name:
+            with suppress(OSError):
+                older.unlink()
     return True
 
 
-def kernel(signature: str, uses: Iterable[ModuleType] = ()) -> Callable[[_Function], _Function]:
+_KERNELS: list[Kernel] = []
+
+
+def kernel(
+    signature: str, uses: Iterable[ModuleType] = (), reads: Iterable[str] = ()
+) -> Callable[[_Function], _Function]:
     """Make a function of this signature (see `Signature.parse`) a kernel.
 
     It is compiled anew when its file, `headrace/native.py`, one of the modules in `uses`, numba or the processor has
-    changed: a kernel that calls kernels of further modules or takes their constants names them there. Arrays reach it
-    as they are, without bounds checks.
+    changed: a kernel that calls kernels of further modules or takes their constants names them there. `reads` are
+    arrays that it does not write to: these may be read-only. They reach it as they are, without bounds checks.
     """
 
     def make(function: _Function) -> _Function:
-        return cast(_Function, Kernel(function, signature, uses))
+        made = Kernel(function, signature, uses, reads)
+        _KERNELS.append(made)
+        return cast(_Function, made)
 
     return make
 
@@ -194,7 +229,8 @@ def _bind(kernel: Kernel, address: int) -> Callable[..., Any]:
         else:
             flat += [parameter.ctype] * parameter.count
     native = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *flat)(address)
-    parameters = signature.parameters
+    names = kernel.function.__code__.co_varnames
+    parameters = [(one, name in kernel.reads) for one, name in zip(signature.parameters, names, strict=False)]
     result = signature.result
     make_result: Any = ctypes.c_int64 if result is None else result.ctype * result.count
 
@@ -202,9 +238,9 @@ def _bind(kernel: Kernel, address: int) -> Callable[..., Any]:
         if len(arguments) != len(parameters):
             raise TypeError(f"{kernel.symbol} takes {len(parameters)} arguments, not {len(arguments)}")
         values: list[int] = []
-        for parameter, argument in zip(parameters, arguments, strict=True):
+        for (parameter, only_read), argument in zip(parameters, arguments, strict=True):
             if isinstance(parameter, Array):
-                values += _array(parameter, argument)
+                values += _array(parameter, argument, only_read)
             elif parameter.alone:
                 values.append(index(argument))
             elif len(argument) == parameter.count:
@@ -221,7 +257,9 @@ def _bind(kernel: Kernel, address: int) -> Callable[..., Any]:
     return call
 
 
-def _array(parameter: Array, array: Any) -> tuple[int, ...]:
+def _array(parameter: Array, array: Any, only_read: bool) -> tuple[int, ...]:
+    if not (only_read or array.flags.writeable):
+        raise TypeError("writes to an array that is read-only")
     if array.dtype != parameter.dtype or array.ndim != parameter.dimensions or not array.flags.c_contiguous:
         raise TypeError(f"takes a contiguous array of {parameter.dtype}, {parameter.dimensions}-dimensional")
     data = array.__array_interface__["data"][0]
@@ -241,7 +279,10 @@ class _Engine:
         """The address of a function in an object file."""
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
-        return int(self._engine.get_function_address(symbol))
+        address = int(self._engine.get_function_address(symbol))
+        if not address:
+            raise TerminalError("its object file lacks it", where=symbol)
+        return address
 
 
 # Re-entrant: to compile a kernel asks for those that it calls.
@@ -253,12 +294,16 @@ def _engine() -> _Engine:
     return _Engine()
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 @cache
 def _fingerprint(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return _digest(path.read_bytes()).hex()
 
 
 @cache
 def _maker() -> str:
     processor = f"{llvm.get_default_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
-    return f"numba {version('numba')}, llvmlite {version('llvmlite')}, {processor}"
+    return _digest(f"numba {version('numba')}, llvmlite {version('llvmlite')}, {processor}".encode()).hex()[:12]

@@ -110,7 +110,7 @@ def _stir(high: Any, low: Any, word: Any) -> Any:
     return a ^ (b >> np.uint64(27)), b ^ (a << np.uint64(17))
 
 
-@kernel("void(u8[::1],u8[::1],u8[::1])")
+@kernel("void(u8[::1],u8[::1],u8[::1])", reads=("words",))
 def _mix_words(high: Any, low: Any, words: Any) -> None:
     for i in range(len(words)):
         high[i], low[i] = _stir(high[i], low[i], words[i])
@@ -138,7 +138,9 @@ def _mix_bytes(high: UInt64, low: UInt64, offsets: int, data: int, size: int) ->
         high[i], low[i] = a, b
 
 
-@kernel("void(u8[::1],u8[::1],u8[::1],u8[::1],i8[::1],i8[::1])")
+@kernel(
+    "void(u8[::1],u8[::1],u8[::1],u8[::1],i8[::1],i8[::1])", reads=("high", "low", "slots_high", "slots_low", "where")
+)
 def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out: Any) -> None:
     size = np.uint64(len(where))
     for i in range(len(high)):
@@ -153,7 +155,9 @@ def _find(high: Any, low: Any, slots_high: Any, slots_low: Any, where: Any, out:
                 at = np.uint64(0)
 
 
-@kernel("UniTuple(i8,3)(u8[::1],u8[::1],i8[::1],u8[::1],u8[::1],i8[::1],i8[::1],i8)")
+@kernel(
+    "UniTuple(i8,3)(u8[::1],u8[::1],i8[::1],u8[::1],u8[::1],i8[::1],i8[::1],i8)", reads=("high", "low", "locations")
+)
 def _insert(
     high: Any, low: Any, locations: Any, slots_high: Any, slots_low: Any, where: Any, out: Any, room: Any
 ) -> Any:
@@ -189,7 +193,7 @@ def _insert(
     return len(high), added, used
 
 
-@kernel("i8(i8[::1],i8[::1])")
+@kernel("i8(i8[::1],i8[::1])", reads=("slots",))
 def _forget(slots: Any, where: Any) -> Any:
     """Mark slots as removed, -1 and removed ones left out; returns how many."""
     count = 0
@@ -200,7 +204,7 @@ def _forget(slots: Any, where: Any) -> Any:
     return count
 
 
-@kernel("void(i8[::1],i8[::1],b1[::1])")
+@kernel("void(i8[::1],i8[::1],b1[::1])", reads=("slots",))
 def _mark_last(slots: Any, last: Any, keep: Any) -> None:
     for i in range(len(slots)):
         last[slots[i]] = i

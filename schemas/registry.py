@@ -73,7 +73,7 @@ class Registry:
             timeout=httpx.Timeout(2.0, connect=1.0),
             headers={"Accept": f"{_JSON}, */*"},
             # Without TLS there is nothing to verify, and no need to read all the certificates at every start.
-            verify=self.url.startswith("https:"),
+            verify=not self.url.lower().startswith("http:"),
         )
         self._patience = patience
         self._check_seconds = check_seconds

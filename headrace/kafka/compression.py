@@ -21,9 +21,11 @@ Bytes = npt.NDArray[np.uint8]
 
 _NO_ROOM = "failed to write whole buffer"
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
-# Flags of a frame of independent blocks; those of its content's size, and of checksums, which the batch has of its own.
-_LZ4_PLAIN, _LZ4_BLOCK_CHECKSUMS, _LZ4_SIZE, _LZ4_CHECKSUM = 0x60, 0x10, 0x08, 0x04
+# Flags of a frame of independent blocks; of one whose blocks have checksums, as the batch has of its own.
+_LZ4_PLAIN, _LZ4_BLOCK_CHECKSUMS = 0x60, 0x10
 _LZ4_BLOCK_SIZES = {0x40: 64 << 10, 0x50: 256 << 10, 0x60: 1 << 20, 0x70: 4 << 20}
+# Beyond these a decoder of frames is no slower.
+_LZ4_MOST_BYTES, _LZ4_MOST_BLOCKS = 1 << 16, 16
 _STREAMS: dict[int, Callable[[Any, Any], int]] = {
     GZIP: cramjam.gzip.decompress_into,
     LZ4: cramjam.lz4.decompress_into,
@@ -98,21 +100,23 @@ def _decompress(codec: int, data: Bytes, room: Bytes) -> int | None:
 
 
 def _decompress_lz4(data: Bytes, room: Bytes) -> int | None:
-    """A frame of independent blocks, block by block: a decoder of frames costs more than the blocks of a small batch.
+    """A small frame of independent blocks, block by block: a decoder of frames costs more than what is in it.
 
     None for any other, and for what does not decompress so: the decoder of frames tells what is wrong with it.
     Source: the LZ4 frame format 1.6.4.
     """
     head = data[:7].tobytes()
-    if len(head) < 7 or head[:4] != _LZ4_MAGIC:
+    if len(data) > _LZ4_MOST_BYTES or len(head) < 7 or head[:4] != _LZ4_MAGIC:
         return None
-    flags, most = head[4], _LZ4_BLOCK_SIZES.get(head[5])
-    if most is None or flags & ~(_LZ4_BLOCK_CHECKSUMS | _LZ4_SIZE | _LZ4_CHECKSUM) != _LZ4_PLAIN:
+    most = _LZ4_BLOCK_SIZES.get(head[5])
+    if most is None or head[4] & ~_LZ4_BLOCK_CHECKSUMS != _LZ4_PLAIN:
         return None
-    at = 7 + (8 if flags & _LZ4_SIZE else 0)
-    after = 4 if flags & _LZ4_BLOCK_CHECKSUMS else 0
-    used = 0
-    while (size := int.from_bytes(data[at : at + 4].tobytes(), "little")) != 0:
+    after = 4 if head[4] & _LZ4_BLOCK_CHECKSUMS else 0
+    at, used = 7, 0
+    for _ in range(_LZ4_MOST_BLOCKS):
+        size = int.from_bytes(data[at : at + 4].tobytes(), "little")
+        if size == 0:
+            return used if at + 4 == len(data) else None
         block = data[at + 4 : at + 4 + (size & 0x7FFFFFFF)]
         to = room[used : used + most]
         if size >> 31:
@@ -126,7 +130,7 @@ def _decompress_lz4(data: Bytes, room: Bytes) -> int | None:
             except cramjam.DecompressionError:
                 return None
         at += 4 + len(block) + after
-    return used if at + 4 <= len(data) else None
+    return None
 
 
 def _decompress_snappy(data: Bytes, room: Bytes) -> int | None:

@@ -114,7 +114,7 @@ def encode_records(
     return count, p - out, first_timestamp, highest
 
 
-@kernel("void(i8,i8,i8,i8,i8,i8,i8,i8,i8)")
+@kernel("void(i8,i8,i8,i8,i8,i8,i8,i8,i8)", uses=(layout,))
 def write_header(
     p: int,
     size: int,

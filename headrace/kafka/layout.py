@@ -9,9 +9,6 @@ Format: https://kafka.apache.org/documentation/#messageformat. A batch is a head
 
 A record is length, attributes (1 byte, unused), timestamp delta, offset delta, key length, key, value length, value,
 header count and headers (key length, key, value length, value); all numbers zigzag varints, a length of -1 is null.
-
-Kernels hold these numbers as constants, and numba's cache does not notice when they change: nothing may go here that is
-ours to change.
 """
 
 LOG_OVERHEAD = 12  # base offset and length, which the length does not count

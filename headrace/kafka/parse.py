@@ -67,7 +67,7 @@ def _signed_32(value: int) -> int:
     return (value << 32) >> 32
 
 
-@kernel("i8(i8,i8)")
+@kernel("i8(i8,i8)", uses=(layout,))
 def count_batches(data: int, size: int) -> int:
     """Whole batches at the start of the input (a fetch may end inside one), or LEGACY when one is older than v2."""
     p = data
@@ -96,7 +96,7 @@ def _control_type(p: int, limit: int) -> int:
     return _load_big_i32(p) & 0xFFFF
 
 
-@kernel("i8(i8,i8[:,::1],b1)")
+@kernel("i8(i8,i8[:,::1],b1)", uses=(layout,))
 def index_batches(data: int, index: npt.NDArray[np.int64], check_crc: bool) -> int:
     """Fill `index` with the headers of its number of batches, counted by `count_batches`; returns the rows filled.
 
@@ -141,7 +141,7 @@ def index_batches(data: int, index: npt.NDArray[np.int64], check_crc: bool) -> i
     return len(index)
 
 
-@kernel("UniTuple(i8,7)(i8[:,::1],i8,UniTuple(i8,10))")
+@kernel("UniTuple(i8,7)(i8[:,::1],i8,UniTuple(i8,10))", uses=(layout,))
 def parse_records(
     index: npt.NDArray[np.int64],
     from_offset: int,

@@ -16,7 +16,7 @@ NEW, SEEN, OLD = 0, 1, 2
 NOTHING = np.iinfo(np.int64).min
 
 
-@kernel("void(int64[::1], int64[::1], int64[::1], uint64[:,::1], uint8[::1])")
+@kernel("void(i8[::1],i8[::1],i8[::1],u8[:,::1],u1[::1])", reads=("keys", "numbers"))
 def _judge(
     keys: npt.NDArray[np.int64],
     numbers: npt.NDArray[np.int64],
@@ -68,8 +68,7 @@ class Seen:
             self._meet(keys.take(np.flatnonzero(ids < 0)))
             ids = self._index.locations(keys)
         verdicts = np.empty(len(keys), np.uint8)
-        # A copy: columns of Arrow are read-only, which the kernel's signature is not.
-        _judge(ids, np.array(numbers, np.int64), self._highest, self._bits, verdicts)
+        _judge(ids, np.ascontiguousarray(numbers, np.int64), self._highest, self._bits, verdicts)
         return verdicts
 
     def _meet(self, keys: Keys) -> None:

@@ -73,6 +73,23 @@ def test_what_is_cut_off_is_corrupt(data: bytes, draw: st.DataObject) -> None:
         plain(written[:cut])
 
 
+@given(PLAIN, PLAIN, st.binary(min_size=1, max_size=9))
+def test_what_follows_a_frame_is_read_or_refused(one: bytes, two: bytes, rest: bytes) -> None:
+    assert plain(as_java_writes(one) + as_java_writes(two)) == one + two
+    with pytest.raises((CorruptBatchError, DecompressionLimitError)):
+        plain(as_java_writes(one) + b"\x01" + rest)
+
+
+def test_a_second_frame_counts_towards_the_limit() -> None:
+    with pytest.raises(DecompressionLimitError):
+        plain(as_java_writes(b"x") + as_java_writes(bytes(1 << 20)), limit=1 << 16)
+
+
+def test_many_small_blocks_are_read() -> None:
+    blocks = b"".join(struct.pack("<I", 1 | 1 << 31) + b"x" for _ in range(200))
+    assert plain(b"\x04\x22\x4d\x18\x60\x40\x82" + blocks + bytes(4)) == b"x" * 200
+
+
 @given(PLAIN, st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_bytes_decompress_within_the_limit_or_are_refused(data: bytes, changes: list[tuple[int, int]]) -> None:
     written = bytearray(as_java_writes(data))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ from headrace.errors import TerminalError
 from headrace.kernels import Kernel, Signature, kernel
 
 
-@kernel("UniTuple(i8,3)(u1[:,::1],i4[::1],UniTuple(i8,2),b1,i8)")
+@kernel("UniTuple(i8,3)(u1[:,::1],i4[::1],UniTuple(i8,2),b1,i8)", reads=("table",))
 def _look(table: Any, words: Any, pair: Any, yes: Any, number: Any) -> Any:
     words[0] = -7
     return table[1, 2] + words[1], pair[0] - pair[1], number if yes else -number
@@ -53,10 +54,12 @@ def test_numbers_tuples_and_arrays_come_and_go() -> None:
     assert _four_times(-3) == -12
 
 
-def test_an_array_may_be_read_only() -> None:
+def test_an_array_that_is_only_read_may_be_read_only() -> None:
     table = np.arange(6, dtype=np.uint8).reshape(2, 3)
     table.flags.writeable = False
     assert _look(table, np.zeros(2, np.int32), (0, 0), False, 1) == (5, 0, -1)
+    with pytest.raises(TypeError, match="read-only"):
+        _look(table, np.frombuffer(bytes(8), np.int32), (0, 0), False, 1)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,7 @@ def test_another_way_of_passing_arguments_is_told(monkeypatch: pytest.MonkeyPatc
 
 
 def again(one: Any, *uses: ModuleType) -> Kernel:
-    return Kernel(one.function, one.signature, uses)
+    return Kernel(one.function, one.signature, uses, one.reads)
 
 
 def test_code_is_read_until_its_signature_or_a_source_changes(
@@ -135,7 +138,7 @@ def test_code_is_read_until_its_signature_or_a_source_changes(
 ) -> None:
     assert [again(_twice)(2), again(_twice)(3)] == [4, 6]
     assert compiled == ["_twice"]
-    fingerprint = kernels._fingerprint
+    maker, fingerprint = kernels._maker(), kernels._fingerprint
     for name in ("test_kernels.py", "native.py", "jit.py", "keyindex.py"):
         changed = lambda path, name=name: "changed" if path.name == name else fingerprint(path)  # noqa: E731
         monkeypatch.setattr(kernels, "_fingerprint", changed)
@@ -143,7 +146,40 @@ def test_code_is_read_until_its_signature_or_a_source_changes(
     monkeypatch.setattr(kernels, "_maker", lambda: "another")
     assert again(_twice)(4) == 8
     assert compiled == ["_twice"] * 6
-    assert len(list((tmp_path / "source").iterdir())) == 1, "older code is taken away"
+    kept = {path.name.split("-")[1] for path in (tmp_path / "source").iterdir()}
+    assert kept == {maker, "another"}, "older code is taken away, that of other machines is not"
+    assert len(list((tmp_path / "source").iterdir())) == 2
+
+
+def test_a_source_that_changes_under_a_process_leaves_its_code_alone(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    early = again(_twice)
+    monkeypatch.setattr(kernels, "_fingerprint", lambda _: "changed")
+    late = again(_twice)
+    assert [early(1), late(1), again(_twice)(1)] == [2, 2, 2]
+    assert compiled == ["_twice"] * 2, "what the early one compiled is not that of the changed source"
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[:-100], lambda kept: kept[:-1] + b"?", lambda _: b""])
+def test_a_damaged_file_is_compiled_anew(compiled: list[str], tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    assert again(_twice)(2) == 4
+    (kept,) = (tmp_path / "source").iterdir()
+    kept.write_bytes(damage(kept.read_bytes()))
+    assert [again(_twice)(3), again(_twice)(4)] == [6, 8]
+    assert compiled == ["_twice"] * 2
+
+
+def test_what_is_prepared_is_not_compiled_when_it_is_called(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = again(_twice)
+    monkeypatch.setattr(kernels, "_KERNELS", [one])
+    kernels.prepare()
+    kernels.prepare()
+    assert compiled == ["_twice"]
+    assert one(2) == 4
+    assert compiled == ["_twice"]
 
 
 def test_code_is_kept_for_the_user_where_the_source_cannot_be_written(compiled: list[str], tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def registry(server: Server, cache: Path | None = None, check_seconds: float = 3
     return Registry(server.url, cache, patience=0.3, check_seconds=check_seconds)
 
 
+def test_tls_is_verified_however_its_scheme_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: list[bool] = []
+    monkeypatch.setattr("schemas.registry.httpx.Client", lambda verify, **_: verified.append(verify))
+    for url in ("https://registry", "HTTPS://registry", "http://registry"):
+        Registry(url)
+    assert verified == [True, True, False]
+
+
 def test_an_id_is_asked_for_once(server: Server, tmp_path: Path) -> None:
     server.schemas = {1: A}
     client = registry(server, tmp_path)
