@@ -27,6 +27,8 @@ CHUNK_SIZE = "incremental.snapshot.chunk.size"
 DEFAULT_CHUNK_SIZE = "1024"
 SHOW_FINISHED_SECONDS = 3600.0
 # Kafka tells of all groups at once, and there may be thousands.
+# A look that is the only one, as that of `headrace connect status`, waits so long for what passes.
+FIRST_SECONDS = 8.0
 WORKERS_SECONDS = 20.0
 # Signals that ask for a part of a table begin so: how many rows that will be nobody knows.
 PART = "headrace-part-"
@@ -81,6 +83,7 @@ class Watch:
         # Why Connect's workers are not one cluster; among the problems of each capture too.
         self.divided = ""
         self._divided_at = -WORKERS_SECONDS
+        self._judged = False
         self.connect = Connect(settings.connect.url)
         self._registry = Registry(settings.registry.url, settings.state / "schemas")
         self.notices = Notices(settings.kafka, self._registry)
@@ -97,7 +100,9 @@ class Watch:
         topics = _tried(lambda: admin.partitions(self._settings.kafka), problems) or {}
         if topics and time.monotonic() - self._divided_at >= WORKERS_SECONDS:
             workers = {urlsplit(self._settings.connect.url).netloc, *(t.worker for s in statuses for t in s.tasks)}
-            found = _tried(lambda: divided(self._settings.kafka, workers), problems)
+            patience = 0.0 if self._judged else FIRST_SECONDS
+            found = _tried(lambda: divided(self._settings.kafka, workers, patience), problems)
+            self._judged = True
             self.divided = self.divided if found is None else found
             self._divided_at = time.monotonic()
         if self.divided:

@@ -22,25 +22,37 @@ ANSWER_SECONDS = 3.0
 # A connector that was just made or removed is not known to all workers at once.
 SPREAD_SECONDS = 2.0
 NAMED = 3
+POLL_SECONDS = 0.5
 
 
-def divided(kafka: KafkaSettings, workers: Collection[str]) -> str | None:
-    """One sentence when the group of any of these workers (`host:port`) is not one cluster, else empty; None while it
-    rebalances, when it is not known.
+def divided(kafka: KafkaSettings, workers: Collection[str], patience: float = 0.0) -> str | None:
+    """One sentence when the group of any of these workers (`host:port`) is not one cluster, else empty; None when that
+    cannot be known, after waiting `patience` seconds for it: it rebalances, or workers do not answer.
 
     Raises as `headrace.kafka.admin` does.
     """
+    deadline = time.monotonic() + patience
+    while (found := _divided(kafka, workers)) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return found
+
+
+def _divided(kafka: KafkaSettings, workers: Collection[str]) -> str | None:
+    found: str | None = ""
     for group, members in admin.group_members(kafka, PROTOCOL).items():
         if not all(members):
             return None
         urls = {url_of(metadata) for metadata in members}
         if len(urls) > 1 and any(urlsplit(url).netloc in workers for url in urls):
-            said = difference(group, known_by(urls))
+            known = known_by(urls)
+            said = difference(group, known)
             if said:
                 time.sleep(SPREAD_SECONDS)
             if said and said == difference(group, known_by(urls)):
                 return said
-    return ""
+            if said or len(known) < len(urls):
+                found = None
+    return found
 
 
 def url_of(metadata: bytes) -> str:

@@ -58,11 +58,12 @@ class Asked:
 
 @pytest.fixture
 def divided(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
-    def ask(groups: dict[str, list[bytes]], **answers: list[Any]) -> str | None:
+    def ask(groups: dict[str, list[bytes]], patience: float = 0.0, **answers: list[Any]) -> str | None:
         monkeypatch.setattr(workers, "Connect", partial(Asked, answers))
         monkeypatch.setattr(workers, "SPREAD_SECONDS", 0.0)
         monkeypatch.setattr(workers.admin, "group_members", lambda kafka, protocol: groups)
-        return workers.divided(KafkaSettings(), {"a:8083"})
+        monkeypatch.setattr(workers, "POLL_SECONDS", 0.0)
+        return workers.divided(KafkaSettings(), {"a:8083"}, patience)
 
     return ask
 
@@ -77,8 +78,11 @@ def test_a_group_of_two_clusters_is_told(divided: Callable[..., str | None]) -> 
 
 
 def test_what_passes_or_cannot_be_asked_is_not(divided: Callable[..., str | None]) -> None:
-    assert divided({"connect": [A, B]}, a=[["x", "y"]], b=[["x"], ["x", "y"]]) == ""
-    assert divided({"connect": [A, B]}, a=[["x"]], b=[UnavailableError("gone")]) == ""
+    assert divided({"connect": [A, B]}, a=[["x", "y"]], b=[["x"], ["x", "y"]]) is None, "known by now, perhaps"
+    assert divided({"connect": [A, B]}, 30.0, a=[["x", "y"]], b=[["x"], ["x", "y"]]) == ""
+    gone = UnavailableError("gone")
+    assert divided({"connect": [A, B]}, a=[["x"]], b=[gone]) is None
+    assert divided({"connect": [A, B]}, 30.0, a=[["x"]], b=[gone, gone, []]), "it is waited for"
     assert divided({"connect": [A], "others": [B]}, a=[["x"]], b=[[]]) == ""
     assert divided({"connect": [A, b""]}, a=[["x"]]) is None
     others = [member("http://c:8083/"), member("http://d:8083/")]
