@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from connectors.databases import SIGNAL_TABLE, need_source, open_source
+from connectors.lifecycle import source_offset
 from connectors.notices import TOPIC, Snapshot
 from connectors.watch import PART, Progress, Watch
 from headrace.config import Settings
@@ -23,6 +24,8 @@ from headrace.kafka import admin
 WHOLE = "headrace-all-"
 POLL_SECONDS = 1.0
 TAKEN_UP_SECONDS = 60.0
+# Connect keeps a connector's place every few seconds; a snapshot that is in it will go on.
+LOST_SECONDS = 60.0
 NEEDS = "see docs/operations.md, Snapshots on demand"
 
 Show = Callable[[list[Progress]], None]
@@ -161,5 +164,8 @@ def ask_again(settings: Settings, target: Target, number: str) -> bool:
 
 
 def _under_way(watch: Watch, target: Target) -> Snapshot | None:
-    found = watch.notices.snapshots(target.notices)
-    return next((s for s in found.values() if s.kind == "incremental" and not s.over), None)
+    """The snapshot that nobody may start another beside; not one that Debezium has dropped."""
+    offset, now = source_offset(watch.connect, target.name), time.time()
+    found = watch.notices.snapshots(target.notices).values()
+    running = (s for s in found if s.kind == "incremental" and not s.over)
+    return next((s for s in running if not lost(s, offset, now, LOST_SECONDS)), None)

@@ -24,7 +24,7 @@ from connectors.lifecycle import source_offset
 from connectors.notices import TOPIC
 from connectors.resnapshot import state_baselines
 from connectors.restarts import MOST, History, decide
-from connectors.snapshots import Target, ask_again, lost
+from connectors.snapshots import LOST_SECONDS, Target, ask_again, lost
 from connectors.source import LogState
 from connectors.watch import Capture, Watch
 from headrace.config import Settings
@@ -33,8 +33,6 @@ from headrace.logs import get_logger
 from headrace.process import Lifecycle
 
 LOOK_SECONDS = 2.0
-# Connect keeps a connector's place every few seconds; a snapshot that is in it will go on.
-LOST_SECONDS = 60.0
 ASK_AGAIN_SECONDS = 300.0
 BY = ("connector",)
 
@@ -131,7 +129,8 @@ class Supervisor:
                 if done:
                     log.warning("asked again for a snapshot that Debezium has dropped", connector=name, id=snapshot.id)
                 else:
-                    log.error("needs somebody", connector=name, reason=f"Debezium has dropped snapshot {snapshot.id}")
+                    reason = f"Debezium has dropped snapshot {snapshot.id}: headrace connect snapshot asks for it again"
+                    log.error("needs somebody", connector=name, reason=reason)
 
     def _tell(self, capture: Capture, history: History) -> None:
         """A line in the log for what somebody has to mend, once."""

@@ -229,7 +229,7 @@ def test_a_snapshot_of_a_part_is_stopped_and_one_that_cannot_be_is_refused(
 
 
 def test_a_snapshot_that_debezium_has_dropped_is_asked_for_again(
-    settings: Settings, connect_url: str, source: Source, tmp_path: Path
+    settings: Settings, connect_url: str, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does so when the database goes away between two chunks; what is left of it is taken out of its place here."""
     source.file = tmp_path / "connectors" / "debezium" / "one.json"
@@ -264,8 +264,14 @@ def test_a_snapshot_that_debezium_has_dropped_is_asked_for_again(
     resume(connect, source.name)
     chunks = watch.notices.snapshots(target.notices)[number].updated
     begun = time.monotonic()
+    until_true(lambda: connect.status(source.name).running)
+    with pytest.raises(TerminalError, match="is running"):
+        snapshots.execute(watch, mine, target, "public.things")
+    monkeypatch.setattr(snapshots, "LOST_SECONDS", 0.0)
+    with pytest.raises(TerminalError, match="no snapshot is under way"):
+        snapshots.steer(watch, mine, target, "stop")
     while not watch.notices.known(target.notices)[number].over:
-        assert time.monotonic() - begun < 90
+        assert time.monotonic() - begun < 200
         supervisor.step()
         if time.monotonic() - begun < 6:
             assert watch.notices.known(target.notices)[number].updated == chunks, "Debezium has forgotten it"
