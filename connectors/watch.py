@@ -26,9 +26,9 @@ CHUNK_SIZE = "incremental.snapshot.chunk.size"
 # Debezium's own.
 DEFAULT_CHUNK_SIZE = "1024"
 SHOW_FINISHED_SECONDS = 3600.0
-# Kafka tells of all groups at once, and there may be thousands.
 # A look that is the only one, as that of `headrace connect status`, waits so long for what passes.
 FIRST_SECONDS = 8.0
+# Kafka tells of all groups at once, and there may be thousands.
 WORKERS_SECONDS = 20.0
 # Signals that ask for a part of a table begin so: how many rows that will be nobody knows.
 PART = "headrace-part-"
