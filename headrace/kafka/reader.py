@@ -172,7 +172,9 @@ class FetchReader:
         key_offsets, value_offsets = np.empty(rows + 1, np.int32), np.empty(rows + 1, np.int32)
         header_offsets = np.empty(rows + 1 if self._headers else 0, np.int32)
         key_valid, value_valid = self._bytes("key validity", rows), self._bytes("value validity", rows)
-        key_data, value_data, header_data = (self._bytes(name, size) for name in ("keys", "values", "headers"))
+        key_data, header_data = self._bytes("keys", size), self._bytes("headers", size)
+        # Nearly all that there is, so it is put where it stays; what is not written to takes no memory.
+        value_data = np.empty(size + PADDING, np.uint8)
         columns = (key_valid, key_offsets, key_data, value_valid, value_offsets, value_data)
         rows, key_size, value_size, header_size, null_keys, null_values, with_headers = parse.parse_records(
             batches,
@@ -190,7 +192,7 @@ class FetchReader:
             topic,
             partition,
             binary_array(rows, key_valid if null_keys else None, key_offsets, _exact(key_data, key_size)),
-            binary_array(rows, value_valid if null_values else None, value_offsets, _exact(value_data, value_size)),
+            binary_array(rows, value_valid if null_values else None, value_offsets, _cut(value_data, value_size)),
             offsets[:rows],
             timestamps[:rows],
             max(next_offset, from_offset),
@@ -212,6 +214,13 @@ def _shown(index: Index, hidden: Hidden | None) -> npt.NDArray[np.bool_]:
             if hidden(base_offset, producer_id, attributes, marker):
                 shown[k] = False
     return shown
+
+
+def _cut(data: Bytes, size: int) -> Bytes:
+    """The first `size` bytes of a buffer that nothing else holds, then zeros to be read past them; frees the rest."""
+    data[size : size + PADDING] = 0
+    data.resize(size + PADDING, refcheck=False)
+    return data
 
 
 def _exact(scratch: Bytes, size: int) -> Bytes:
