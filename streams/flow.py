@@ -39,6 +39,8 @@ from streams.tail import Tail
 from streams.thresholds import Thresholds
 
 REPLAY = "replay"
+# While one partition's records are on their way to Kafka, the next one's are worked on.
+PARTITIONS_AT_ONCE = 4
 # Records of the quarantine that are searched for what a predecessor sent there and had no time to commit.
 MOST_DECIDED = 100_000
 
@@ -71,6 +73,7 @@ class _Place:
     lanes: dict[str, int]
     position: envelope.Position
     positions: deque[tuple[int, envelope.Position]]
+    work: _Work | None = None
 
 
 @dataclass
@@ -88,6 +91,8 @@ class _Work:
 
 class AgentFlow(Processor):
     """The processor of one `Agent`. Raises `ConfigError` at once for an agent that cannot work."""
+
+    at_once = PARTITIONS_AT_ONCE
 
     def __init__(self, agent: Agent, services: Services) -> None:
         self.agent = agent
@@ -108,7 +113,8 @@ class AgentFlow(Processor):
         self._memories = [step for step in agent.steps if isinstance(step, RememberingStep)]
         self._lookups = {lookup.name: services.lookups[lookup.name] for lookup in agent.lookups}
         self._places: dict[int, _Place] = {}
-        self._work: _Work | None = None
+        # The decoder is for one thread at a time.
+        self._decoding = asyncio.Lock()
         self._thresholds = Thresholds(self.flow, self.source, self._contract)
         _check(agent, self._target, self._memories, services)
 
@@ -146,8 +152,6 @@ class AgentFlow(Processor):
         self._places.pop(partition, None)
         for step in self._memories:
             step.forget(partition)
-        if self._work is not None and self._work.chunk.partition == partition:
-            self._work = None
 
     def note(self, partition: int, offset: int) -> str:
         place = self._places.get(partition)
@@ -163,9 +167,10 @@ class AgentFlow(Processor):
         for name, reader in self._lookups.items():
             if not reader.ready.is_set():
                 raise NotYet(f"lookup {name}: {reader.problem()}", where=self.flow)
-        if self._work is None or self._work.chunk is not chunk:
-            self._work = await self._begin(chunk)
-        work = self._work
+        place = self._places[chunk.partition]
+        if place.work is None or place.work.chunk is not chunk:
+            place.work = await self._begin(chunk)
+        work = place.work
         # An empty batch may lack any column: none of the chunk's records was decoded.
         while work.steps_done < len(self.agent.steps) and len(work.batch):
             work.batch = run_step(self.agent.steps[work.steps_done], work.batch, work.ctx)
@@ -178,14 +183,14 @@ class AgentFlow(Processor):
             departed[departure.disposition] += len(departure.rows)
         self._thresholds.count(len(chunk), departed)
         await self._send(work, out)
-        place = self._places[chunk.partition]
         place.lanes, place.position = work.lanes, work.position
         place.positions.append((chunk.next_offset, work.position))
-        self._work = None
+        place.work = None
 
     async def _begin(self, chunk: Chunk) -> _Work:
         place = self._places[chunk.partition]
-        decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
+        async with self._decoding:
+            decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
         fresh = (chunk.offsets > place.done) & ~np.isin(marks(chunk.offsets, chunk.timestamps), place.decided)
         rows, batch = decoded.rows, decoded.batch
         at = chunk.offsets[rows]

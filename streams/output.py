@@ -2,13 +2,12 @@
 
 Readers of a derived topic drop what is not above the highest source offset they have seen, so a record must never
 appear before one that precedes it. A batch therefore leaves only when the one before it is acknowledged: whatever fails
-or is repeated, what is in the topic is a prefix of what was to be sent. aiokafka has one request in flight a broker
-anyway, so this costs nothing within a chunk.
+or is repeated, what is in the topic is a prefix of what was to be sent. The next is made ready meanwhile, and other
+partitions have requests of their own on the way.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from headrace.config import KafkaSettings
 from headrace.errors import TerminalError
 from headrace.kafka.client import producer_options
 from headrace.kafka.errors import from_client
-from headrace.kafka.producer import ColumnarProducer, slices
+from headrace.kafka.producer import ColumnarProducer
 
 STALLED_SECONDS = 10.0
 
@@ -60,13 +59,13 @@ class Output:
         `BatchTooLargeError` before anything is sent of the rows concerned.
         """
         token = object()
-        self._sending[token] = time.monotonic()
+
+        def told() -> None:
+            self._sending[token] = time.monotonic()
+
+        told()
         try:
-            for start, stop in slices(keys, values):
-                part = None if keys is None else keys.slice(start, stop - start)
-                sent = await self.producer.send_columns(topic, partition, part, values.slice(start, stop - start))
-                await asyncio.gather(*sent)
-                self._sending[token] = time.monotonic()
+            await self.producer.send_in_turn(topic, partition, keys, values, told)
         except KafkaError as e:
             raise TerminalError(
                 f"records were not acknowledged: {type(e).__name__}", where=f"{topic}-{partition}"

@@ -12,6 +12,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -51,14 +52,16 @@ class FlowHaltedError(TerminalError):
 class Processor(abc.ABC):
     """Work on the chunks of one source topic, partition by partition, each in offset order.
 
-    All methods but `note` run in the worker's event loop: one chunk at a time, `assigned` of several partitions at
-    once and never during `process`. Between `assigned` and `revoked` of a partition
-    `process` sees every record from the offset that `assigned` gave on, once. An instance sees partitions come and go
-    as the group is balanced; other instances have the other partitions.
+    All methods but `note` run in the worker's event loop: `process` with one chunk of a partition at a time,
+    `assigned` of several partitions at once and never during `process`. Between `assigned` and `revoked` of a
+    partition `process` sees every record from the offset that `assigned` gave on, once. An instance sees partitions
+    come and go as the group is balanced; other instances have the other partitions.
     """
 
     name: str
     source: str
+    at_once: int = 1
+    """Partitions of which `process` may have a chunk in work at the same time."""
 
     @property
     def flow(self) -> str:
@@ -140,41 +143,51 @@ class Runner:
         self._next: dict[int, int] = {}
         self.halted: str | None = None
         """Why the flow is held, for the health page."""
-        self._partition = -1
-        self._working: asyncio.Future[None] | None = None
+        self._failed = False
+        self._working: dict[int, asyncio.Task[None]] = {}
 
     def attach(self, app: Any) -> None:
         """Declare the agent. A chunk is acknowledged when its effects are; an error ends the app with its reason."""
 
         async def agent(stream: Any) -> None:
-            async for event in stream.noack().events():
-                delivery: Delivery = event.value
-                if not delivery.live:
-                    continue
-                self._partition = delivery.chunk.partition
-                self._working = asyncio.ensure_future(self._handle(delivery.chunk))
-                try:
-                    await self._working
-                except asyncio.CancelledError:
-                    if delivery.live:
-                        raise
-                    continue
-                except FlowHaltedError as e:
-                    self.halted = str(e)
-                    log.error("flow halted", **e.as_dict())
-                    # Nobody need wait for this chunk: it stays unacknowledged.
-                    delivery.live = False
-                    await asyncio.Event().wait()
-                except Exception as e:
-                    await app.crash(terminal(e, self.processor, delivery.chunk))
-                    return
-                self._report(delivery.chunk)
-                event.ack()
+            try:
+                async for event in stream.noack().events():
+                    partition = event.value.chunk.partition
+                    while partition in self._working or len(self._working) >= self.processor.at_once:
+                        await asyncio.wait(self._working.values(), return_when=asyncio.FIRST_COMPLETED)
+                    if self.halted is not None or self._failed:
+                        # Nothing may pass what has failed.
+                        await asyncio.Event().wait()
+                    if event.value.live:
+                        self._working[partition] = task = asyncio.create_task(self._work(app, event))
+                        task.add_done_callback(partial(self._worked, partition))
+            finally:
+                for task in self._working.values():
+                    task.cancel()
 
         name = f"headrace.{self.processor.name}"
         channel = app.topic(self.processor.source, schema=ColumnarSchema())
         # Not by `app.agent`: that also looks for the file of every imported module, for others to discover the agent.
         app.agents[name] = app.conf.Agent(agent, name=name, app=app, channel=channel)
+
+    def _worked(self, partition: int, _: asyncio.Task[None]) -> None:
+        del self._working[partition]
+
+    async def _work(self, app: Any, event: Any) -> None:
+        delivery: Delivery = event.value
+        try:
+            await self._handle(delivery.chunk)
+        except FlowHaltedError as e:
+            self.halted = str(e)
+            log.error("flow halted", **e.as_dict())
+            # Nobody need wait for this chunk: it stays unacknowledged.
+            delivery.live = False
+        except Exception as e:
+            self._failed = True
+            await app.crash(terminal(e, self.processor, delivery.chunk))
+        else:
+            self._report(delivery.chunk)
+            event.ack()
 
     async def _handle(self, chunk: Chunk) -> None:
         flow = (self.processor.flow, chunk.topic)
@@ -203,8 +216,8 @@ class Runner:
 
     async def assigned(self, partition: int, committed: Committed | None) -> int | None:
         """Where the processor begins. Waits until it is no longer at work on what was taken from it."""
-        if self._working is not None:
-            await asyncio.wait({self._working})
+        if self._working:
+            await asyncio.wait(self._working.values())
         where = f"{self.processor.flow} {self.processor.source}-{partition}"
         start = await self._retry(where, lambda: self.processor.assigned(partition, committed))
         self._next[partition] = start or 0
@@ -212,8 +225,8 @@ class Runner:
 
     def forget(self, partition: int) -> None:
         """Drop a partition, and the chunk of it that is being worked on."""
-        if self._working is not None and self._partition == partition:
-            self._working.cancel()
+        if partition in self._working:
+            self._working[partition].cancel()
         if self._next.pop(partition, None) is not None:
             self.processor.revoked(partition)
 

@@ -10,7 +10,8 @@ sender takes the batch), and of the producer `_message_accumulator` (its `_batch
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -131,16 +132,35 @@ class ColumnarProducer(AIOKafkaProducer):
             raise
 
     async def send_in_turn(
-        self, topic: str, partition: int, keys: pa.BinaryArray | None, values: pa.BinaryArray
+        self,
+        topic: str,
+        partition: int,
+        keys: pa.BinaryArray | None,
+        values: pa.BinaryArray,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send rows to one partition, a request at a time, each after the one before is acknowledged.
+        """Send rows to one partition, a request at a time, each after the one before is acknowledged; it is made
+        ready meanwhile.
 
         Whatever fails, what is in the topic is a prefix of the rows: sent again from the first, none of them appears
-        before one that precedes it. Raises as `send_columns`.
+        before one that precedes it. `told` is called at each acknowledgement. Raises as `send_columns`.
         """
-        for start, stop in slices(keys, values):
-            part = None if keys is None else keys.slice(start, stop - start)
-            await asyncio.gather(*await self.send_columns(topic, partition, part, values.slice(start, stop - start)))
+        self._watch.check()
+        unacknowledged: list[asyncio.Future[RecordMetadata]] = []
+        try:
+            for start, stop in slices(keys, values):
+                part = None if keys is None else keys.slice(start, stop - start)
+                ready = partial(self._batches, part, values.slice(start, stop - start))
+                if unacknowledged:
+                    batches, *_ = await asyncio.gather(asyncio.to_thread(ready), *unacknowledged)
+                    told()
+                else:
+                    batches = ready()
+                unacknowledged = [await self.send_batch(batch, topic, partition=partition) for batch in batches]
+            await asyncio.gather(*unacknowledged)
+        except HeadraceError as e:
+            e.where = e.where or f"{topic}-{partition}"
+            raise
 
     async def send_by_key(
         self,
@@ -175,6 +195,9 @@ class ColumnarProducer(AIOKafkaProducer):
     @property
     def _transactional(self) -> bool:
         return self._txn_manager is not None and self._txn_manager.transactional_id is not None
+
+    def _batches(self, keys: pa.BinaryArray | None, values: pa.BinaryArray) -> list[BatchBuilder]:
+        return [_ColumnarBatch(batch) for batch in self._encode(Columns(keys, values))]
 
     def _encode(self, columns: Columns) -> Iterator[EncodedBatch]:
         return encode_batches(

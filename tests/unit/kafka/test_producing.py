@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -83,20 +84,33 @@ async def test_a_request_leaves_only_after_the_one_before_is_acknowledged() -> N
     values = pa.array([b"x" * SLICE_BYTES] * 3)
     producer = ColumnarProducer.__new__(ColumnarProducer)
     acks: list[asyncio.Future[RecordMetadata]] = []
+    made: list[int] = []
 
-    async def send_columns(_topic: str, _partition: int, _keys: None, rows: pa.BinaryArray) -> object:
-        assert len(rows) == 1
+    def batches(_keys: None, rows: pa.BinaryArray) -> list[None]:
+        made.append(len(rows))
+        return [None]
+
+    async def send_batch(_batch: None, _topic: str, *, partition: int) -> asyncio.Future[RecordMetadata]:
         assert all(ack.done() for ack in acks)
         acks.append(asyncio.get_running_loop().create_future())
-        return acks[-1:]
+        return acks[-1]
+
+    async def sent(number: int) -> None:
+        async with asyncio.timeout(10):
+            while (len(acks), len(made)) != (number, min(number + 1, 3)):  # noqa: ASYNC110 (made in a thread)
+                await asyncio.sleep(0.001)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(producer, "send_columns", send_columns)
-        sending = asyncio.create_task(producer.send_in_turn("t", 0, None, values))
-        await asyncio.sleep(0)
-        assert len(acks) == 1
-        acks[0].set_exception(KafkaTimeoutError())
+        patch.setattr(producer, "_watch", SimpleNamespace(check=lambda: None), raising=False)
+        patch.setattr(producer, "_batches", batches)
+        patch.setattr(producer, "send_batch", send_batch)
+        told: list[int] = []
+        sending = asyncio.create_task(producer.send_in_turn("t", 0, None, values, lambda: told.append(len(acks))))
+        await sent(1)
+        acks[0].set_result(RecordMetadata("t", 0, None, 0, 0, 0, 0))
+        await sent(2)
+        acks[1].set_exception(KafkaTimeoutError())
         with pytest.raises(KafkaTimeoutError):
             await sending
-        assert len(acks) == 1
+        assert (len(acks), told) == (2, [1])
     producer._closed = True

@@ -45,7 +45,7 @@ class Recorder(Processor):
 
 
 class Stream:
-    """Stands for Faust's stream: yields events, keeps which were acknowledged."""
+    """Stands for Faust's stream: yields events, never ends, keeps which were acknowledged."""
 
     def __init__(self, *deliveries: Delivery) -> None:
         self.acked: list[Delivery] = []
@@ -57,6 +57,7 @@ class Stream:
     async def events(self) -> Any:
         for event in self._events:
             yield event
+        await asyncio.Event().wait()
 
 
 class App:
@@ -71,11 +72,28 @@ class App:
         self.crashes.append(error)
 
 
-async def run(runner: Runner, stream: Stream) -> App:
-    app = App()
-    runner.attach(app)
-    await app.agents[f"headrace.{runner.processor.name}"](stream)
-    return app
+async def settle() -> None:
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+class Running:
+    """The agent of a runner, from here until the block ends."""
+
+    def __init__(self, runner: Runner, stream: Stream) -> None:
+        self.app = App()
+        runner.attach(self.app)
+        self._run = self.app.agents[f"headrace.{runner.processor.name}"](stream)
+
+    async def __aenter__(self) -> App:
+        self._task = asyncio.ensure_future(self._run)
+        await settle()
+        return self.app
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await settle()
+        assert self._task.cancelled()
 
 
 async def test_chunks_are_acknowledged_after_their_work_and_dead_ones_never() -> None:
@@ -84,10 +102,10 @@ async def test_chunks_are_acknowledged_after_their_work_and_dead_ones_never() ->
     await runner.assigned(2, None)
     live, dead = Delivery(make_chunk([b"x"] * 4), True), Delivery(make_chunk([b"x"], first=900), False)
     stream = Stream(dead, live)
-    app = await run(runner, stream)
-    assert processor.offsets == [102, 103]
-    assert stream.acked == [live]
-    assert app.crashes == []
+    async with Running(runner, stream) as app:
+        assert processor.offsets == [102, 103]
+        assert stream.acked == [live]
+        assert app.crashes == []
 
 
 async def test_an_error_ends_the_app_and_acknowledges_nothing() -> None:
@@ -98,9 +116,9 @@ async def test_an_error_ends_the_app_and_acknowledges_nothing() -> None:
     runner = Runner(Broken(), Retry())
     await runner.assigned(2, None)
     stream = Stream(Delivery(make_chunk([b"x"]), True), Delivery(make_chunk([b"x"], first=101), True))
-    app = await run(runner, stream)
-    assert stream.acked == []
-    (error,) = app.crashes
+    async with Running(runner, stream) as app:
+        assert stream.acked == []
+        (error,) = app.crashes
     assert isinstance(error, TerminalError)
     assert "KeyError raised at test_processor.py" in str(error)
     assert "src-2@100..100" in str(error)
@@ -114,13 +132,12 @@ async def test_a_chunk_whose_partition_leaves_is_given_up_and_reassigned_only_th
     await runner.assigned(2, None)
     delivery = Delivery(make_chunk([b"x"]), True)
     stream = Stream(delivery)
-    working = asyncio.ensure_future(run(runner, stream))
-    await asyncio.sleep(0.01)
-    delivery.live = False
-    runner.forget(2)
-    await runner.assigned(2, None)
-    app = await working
-    assert (stream.acked, app.crashes, processor.offsets) == ([], [], [])
+    async with Running(runner, stream) as app:
+        delivery.live = False
+        runner.forget(2)
+        await runner.assigned(2, None)
+        await settle()
+        assert (stream.acked, app.crashes, processor.offsets) == ([], [], [])
     assert [what[0] for what in processor.seen] == ["assigned", "revoked", "assigned"]
 
 
@@ -212,9 +229,72 @@ async def test_a_halted_flow_holds_its_chunk_and_nobody_else() -> None:
     runner = Runner(Halting(), Retry())
     await runner.assigned(2, None)
     delivery = Delivery(make_chunk([b"x"]), True)
-    stream = Stream(delivery)
-    working = asyncio.ensure_future(run(runner, stream))
-    await asyncio.sleep(0.01)
-    assert not working.done()
-    assert (stream.acked, delivery.live, runner.halted) == ([], False, "agent:p: too much is bad")
-    working.cancel()
+    stream = Stream(delivery, Delivery(make_chunk([b"x"], first=101), True))
+    async with Running(runner, stream) as app:
+        assert (stream.acked, delivery.live, app.crashes) == ([], False, [])
+    assert runner.halted == "agent:p: too much is bad"
+
+
+class Gates(Processor):
+    """Each chunk waits for a gate of its own."""
+
+    name, source, at_once = "p", "src", 2
+
+    def __init__(self) -> None:
+        self.gates: dict[tuple[int, int], asyncio.Future[None]] = {}
+
+    async def assigned(self, partition: int, committed: Committed | None) -> int | None:
+        return 0
+
+    async def process(self, chunk: Chunk) -> None:
+        self.gates[chunk.partition, int(chunk.offsets[0])] = gate = asyncio.get_running_loop().create_future()
+        await gate
+
+
+def delivery(partition: int, first: int) -> Delivery:
+    return Delivery(make_chunk([b"x"], partition=partition, first=first), True)
+
+
+async def gated(*deliveries: Delivery) -> tuple[Gates, Runner, Stream]:
+    processor = Gates()
+    runner = Runner(processor, Retry())
+    for partition in range(4):
+        await runner.assigned(partition, None)
+    return processor, runner, Stream(*deliveries)
+
+
+async def test_partitions_are_worked_on_beside_each_other_and_each_in_order() -> None:
+    first, second, other, more = delivery(0, 100), delivery(0, 200), delivery(1, 100), delivery(2, 100)
+    processor, runner, stream = await gated(first, other, second, more)
+    async with Running(runner, stream):
+        assert list(processor.gates) == [(0, 100), (1, 100)]
+        processor.gates[1, 100].set_result(None)
+        await settle()
+        assert list(processor.gates) == [(0, 100), (1, 100)], "the second of partition 0 waits for the first"
+        processor.gates[0, 100].set_result(None)
+        await settle()
+        assert list(processor.gates)[2:] == [(0, 200), (2, 100)]
+        assert stream.acked == [other, first]
+
+
+async def test_nothing_is_begun_after_a_chunk_that_failed() -> None:
+    processor, runner, stream = await gated(delivery(0, 100), delivery(1, 100), delivery(0, 200), delivery(2, 100))
+    async with Running(runner, stream) as app:
+        processor.gates[0, 100].set_exception(TerminalError("no"))
+        await settle()
+        assert [str(error) for error in app.crashes] == ["agent:p src-0@100..100: no"]
+        processor.gates[1, 100].set_result(None)
+        await settle()
+        assert list(processor.gates) == [(0, 100), (1, 100)]
+    assert [d.chunk.partition for d in stream.acked] == [1]
+
+
+async def test_work_ends_with_its_agent_and_partitions_wait_for_it() -> None:
+    processor, runner, stream = await gated(delivery(0, 100), delivery(1, 100))
+    async with Running(runner, stream):
+        assigning = asyncio.ensure_future(runner.assigned(3, None))
+        await settle()
+        assert not assigning.done()
+    assert all(gate.cancelled() for gate in processor.gates.values())
+    await assigning
+    assert stream.acked == []
