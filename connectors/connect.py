@@ -18,6 +18,7 @@ from urllib.parse import quote
 import httpx
 
 from connectors.mysql import check_file, is_binlog
+from connectors.secrets import holds_secret
 from headrace.errors import ConfigError, ContractError, TerminalError, TransientError, UnavailableError
 from schemas.envelope import UNAVAILABLE
 from schemas.names import SIGNAL_TABLE
@@ -128,10 +129,8 @@ def _check(connector: Connector) -> None:
     if config.get("name", connector.name) != connector.name:
         raise ContractError(f"differs from the connector's name {connector.name!r}", where=f"{path}:name")
     for key, value in config.items():
-        if key.endswith(("password", "secret", "token")) and value and "${" not in value:
-            raise ContractError(
-                "is a secret written in the file", where=f"{path}:{key}", hint="write ${env:NAME} instead"
-            )
+        if holds_secret(key, value):
+            raise ContractError("has a secret written in it", where=f"{path}:{key}", hint="write ${env:NAME} instead")
     signals = config.get("signal.data.collection", "")
     if signals and signals.rpartition(".")[2] != SIGNAL_TABLE:
         raise ContractError(

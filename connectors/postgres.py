@@ -77,7 +77,12 @@ class PostgresSource:
 
     def estimated_rows(self, table: str) -> int | None:
         with self._database() as db:
-            row = db.execute("SELECT reltuples::bigint FROM pg_class WHERE oid = to_regclass(%s)", (table,)).fetchone()
+            # By name and not by `to_regclass`, which folds case as an unquoted name does.
+            row = db.execute(
+                "SELECT c.reltuples::bigint FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+                " WHERE n.nspname || '.' || c.relname = %s",
+                (table,),
+            ).fetchone()
         return int(row[0]) if row is not None and row[0] >= 0 else None
 
     def prepare_signals(self, table: str) -> None:
