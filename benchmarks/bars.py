@@ -12,6 +12,7 @@ STOCK_FAUST = "stock Faust"
 MILLION = 1e6
 # What the bars are meant for: with fewer events start-up is most of it.
 EVENTS = 10_000_000
+SINKS = ("append", "changelog", "current")
 Rows = Sequence[Row]
 
 
@@ -77,8 +78,9 @@ def best_peer_next(rows: Rows) -> float | None:
 
 
 def sink_memory(rows: Rows) -> float | None:
-    ours = row(rows, "append")
-    return ours.peak_rss_mb if ours else None
+    """Of the hop whose sink takes most."""
+    ours = [found.peak_rss_mb for hop in SINKS if (found := row(rows, hop))]
+    return max(ours) if ours else None
 
 
 def slowest_fresh(rows: Rows) -> float | None:
@@ -101,6 +103,13 @@ BARS = (
     ),
     Bar("Kafka -> Iceberg, against the best peer, start-up included", 5, 8, "times cheaper", best_peer),
     Bar("the same, one more event", 2.5, 4, "times cheaper", best_peer_next),
-    Bar("peak memory of a sink at full speed", 600, 300, "MB", sink_memory, least=False),
+    Bar(
+        "peak memory of a sink at full speed, of the hungriest hop",
+        600,
+        300,
+        "MB",
+        sink_memory,
+        least=False,
+    ),
     Bar("produced -> queryable in Iceberg at 20k ev/s, p99", 3.0, 1.5, "s", slowest_fresh, least=False),
 )

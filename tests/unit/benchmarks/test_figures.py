@@ -51,7 +51,7 @@ def test_the_best_peer_is_one_whose_rows_are_right() -> None:
     assert found["Kafka -> Iceberg, against the best peer, start-up included"] == pytest.approx(9.0)
     assert found["the same, one more event"] == pytest.approx(5.0)
     assert found["Kafka -> Iceberg, committed: IoT"] == pytest.approx(1.25)
-    assert found["peak memory of a sink at full speed"] == 450.0
+    assert found["peak memory of a sink at full speed, of the hungriest hop"] == 450.0
 
 
 def test_what_was_not_measured_has_no_verdict() -> None:
