@@ -16,6 +16,7 @@ from cli.output import JsonFlag, print_json, print_rows, say
 from connectors import snapshots
 from connectors.connect import Connect, connector_files, load_connector
 from connectors.databases import prepare_source
+from connectors.identity import check_identity
 from connectors.mysql import check_server
 from connectors.resnapshot import resnapshot as begin_anew
 from connectors.source import LogState
@@ -47,6 +48,7 @@ def apply(
     for connector in connectors:
         client.check(connector)
         check_server(connector.config, settings.databases)
+        check_identity(settings, connector.config)
     done = []
     for connector in connectors:
         change = client.plan(connector)
@@ -80,7 +82,7 @@ def status(
         for one in found:
             for problem in one.problems:
                 say(f"{one.name}: {problem}")
-    if watch.divided or any(c.state == "FAILED" or c.fault for c in found):
+    if watch.divided or any(c.state == "FAILED" or c.fault or c.flaw for c in found):
         raise typer.Exit(1)
 
 
@@ -173,7 +175,7 @@ def readable(capture: Capture, restarts: int | None, now: float) -> dict[str, An
         "heartbeat": age(capture.heartbeat, now),
         "last event": age(capture.last_event, now),
         "restarts": restarts,
-        "reason": f"{capture.fault}: {capture.remedy}" if capture.fault else capture.reason,
+        "reason": f"{capture.fault}: {capture.remedy}" if capture.fault else capture.reason or capture.flaw,
     }
 
 

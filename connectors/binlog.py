@@ -97,6 +97,9 @@ class BinlogSource:
     def forget(self) -> None:
         """Nothing: the server keeps nothing for a connector."""
 
+    def nameless(self) -> dict[str, str]:
+        return {}
+
     def estimated_rows(self, table: str) -> int | None:
         with self._database() as cursor:
             cursor.execute(

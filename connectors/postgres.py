@@ -19,6 +19,14 @@ SELECT coalesce(wal_status, 'lost'), safe_wal_size, (pg_current_wal_lsn() - rest
        (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint, (confirmed_flush_lsn - '0/0')::bigint
 FROM pg_replication_slots WHERE slot_name = %s
 """
+# Columns that an index only includes are not part of an identity.
+NAMELESS = """
+SELECT n.nspname || '.' || c.relname, format('ALTER TABLE %I.%I REPLICA IDENTITY DEFAULT', n.nspname, c.relname)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_index i ON i.indrelid = c.oid AND i.indisreplident JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary
+WHERE c.relreplident = 'i'
+  AND NOT (p.indkey::int2[])[0:p.indnkeyatts - 1] <@ (i.indkey::int2[])[0:i.indnkeyatts - 1] ORDER BY 1
+"""
 
 
 class PostgresSource:
@@ -74,6 +82,10 @@ class PostgresSource:
                 "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s",
                 (self.slot,),
             )
+
+    def nameless(self) -> dict[str, str]:
+        with self._database() as db:
+            return dict(db.execute(NAMELESS).fetchall())
 
     def estimated_rows(self, table: str) -> int | None:
         with self._database() as db:

@@ -51,6 +51,9 @@ class Source(Protocol):
     def forget(self) -> None:
         """Drop what the database keeps for the stopped connector, which makes it anew."""
 
+    def nameless(self) -> dict[str, str]:
+        """Tables (`schema.table`) whose deletes lack columns of the primary key, with the statement that mends it."""
+
     def estimated_rows(self, table: str) -> int | None:
         """About how many rows a table has; None when the database does not know either."""
 

@@ -165,7 +165,7 @@ def trouble_of(capture: Capture, given_up: bool) -> str:
         return f"{capture.fault}: {capture.remedy}"
     if given_up:
         return f"failed again after {MOST} restarts: {capture.reason}; mend it, then headrace connect restart"
-    return ""
+    return capture.flaw
 
 
 def measure(capture: Capture, history: History) -> None:

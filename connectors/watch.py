@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from connectors.connect import Connect, ConnectorStatus
 from connectors.databases import SIGNAL_TABLE, open_source
+from connectors.identity import NAMELESS, nameless
 from connectors.lifecycle import source_offset
 from connectors.notices import TOPIC, Notices, Scan, Snapshot
 from connectors.source import LogState, Source
@@ -54,7 +55,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Capture:
-    """One connector. Times are seconds since the epoch; `fault` says that changes are missing, `remedy` what to run."""
+    """One connector. Times are seconds since the epoch; `fault` says that changes are missing, `remedy` what to run,
+    `flaw` that some will be and what mends it."""
 
     name: str
     state: str
@@ -62,6 +64,7 @@ class Capture:
     tasks: int = 0
     fault: str = ""
     remedy: str = ""
+    flaw: str = ""
     log: LogState | None = None
     heartbeat: float | None = None
     last_events: Mapping[str, float] = field(default_factory=dict)
@@ -115,7 +118,7 @@ class Watch:
         problems = list(common)
         prefix, source = config.get("topic.prefix", ""), open_source(self._settings, config)
         log = _tried(source.log, problems) if source else None
-        fault = remedy = ""
+        fault = remedy = flaw = ""
         if source is not None and log is not None:
             # In this order: what Connect keeps is never behind what the database has been told.
             offset = _tried(lambda: source_offset(self.connect, status.name), problems)
@@ -126,6 +129,8 @@ class Watch:
                     first = source.obstacle(log, offset)
                     remedy = "; then ".join(filter(None, (first, f"headrace connect resnapshot {status.name}")))
                 log = source.behind(log, offset)
+            for table, mend in (_tried(lambda: nameless(source, config), problems) or {}).items():
+                flaw = f"{table}: {NAMELESS}: {mend}; then headrace connect resnapshot {status.name}"
         heartbeat = f"{config.get('topic.heartbeat.prefix', '__debezium-heartbeat')}.{prefix}"
         signals = f"{prefix}.{config.get(SIGNAL_TABLE, '')}"
         tables = [t for t in topics if t.startswith(f"{prefix}.") and t.count(".") >= prefix.count(".") + 2]
@@ -139,6 +144,7 @@ class Watch:
             len(status.tasks),
             fault,
             remedy if fault else "",
+            flaw,
             log,
             times.pop(heartbeat, None),
             {topic.removeprefix(f"{prefix}."): at for topic, at in sorted(times.items())},

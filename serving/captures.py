@@ -51,7 +51,7 @@ def of_status(status: ConnectorStatus) -> ConnectorState:
 def of_report(one: dict[str, Any]) -> ConnectorState:
     """From an entry of the page `/connectors`."""
     kept = one["log"] or {}
-    trouble = f"{one['fault']}: {one['remedy']}" if one["fault"] else one["reason"]
+    trouble = f"{one['fault']}: {one['remedy']}" if one["fault"] else one["reason"] or one["flaw"]
     if one["given_up"]:
         trouble = f"not restarted any more: {trouble}"
     names = SnapshotState.__dataclass_fields__
