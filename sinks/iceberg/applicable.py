@@ -49,6 +49,22 @@ def full_identity(topic: str) -> str:
     return f"ALTER TABLE {source_table(topic)} REPLICA IDENTITY FULL"
 
 
+def row_columns(part: Slice) -> set[str]:
+    """Columns of the rows of change events."""
+    return {field.name for field in part.batch.schema.field("after").type}
+
+
+def _other_key(part: Slice, key: tuple[str, ...]) -> str:
+    """Why a key that a table does not have is refused, and what to do where it is the source's."""
+    have, want = (", ".join(fields) or "none" for fields in (part.key_fields or (), key))
+    reason = f"the record's key is ({have}), the table's ({want})"
+    if not part.key_named:
+        return f"{reason}; its schema is not named as a connector names that of the table's key"
+    return (
+        f"{reason}; where the source has that key, read it again: headrace connect snapshot {source_table(part.topic)}"
+    )
+
+
 def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tuple[str, Mask, str]]:
     """Rules that keep records from being applied: name, mask over the batch's rows, reason. Later ones may rely on
     earlier ones. `whole_rows`: without a key, updates and deletes find their row by all its values."""
@@ -68,9 +84,12 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
     if part.key_fields is None:
         yield "key", written | deletes, "the record's key is not a record with named fields"
         return
+    missing = set(part.key_fields) - row_columns(part)
+    if missing:
+        yield "key", written | deletes, f"the row has no {', '.join(sorted(missing))}"
+        return
     if part.key_fields != key:
-        have, want = (", ".join(fields) or "none" for fields in (part.key_fields, key))
-        yield "key", written | deletes, f"the record's key is ({have}), the table's ({want})"
+        yield "key", written | deletes, _other_key(part, key)
         return
     if not key:
         changed = deletes | mask_of(pc.equal(op, "u"))
@@ -78,10 +97,6 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
             reason = "an update or delete of a table without a key, whose topic has several partitions, in no order"
             yield "key", changed, f"{reason}; give the table a primary key, or its topic one partition"
         yield "before", changed & bare, f"the change does not say which row it changes; {full_identity(part.topic)}"
-        return
-    missing = set(key) - {f.name for f in batch.schema.field("after").type}
-    if missing:
-        yield "key", written | deletes, f"the row has no {', '.join(sorted(missing))}"
         return
     yield "before", deletes & bare, f"the delete does not say what it deletes; {full_identity(part.topic)}"
     for name in key:

@@ -14,6 +14,7 @@ one partition. A row read by a full snapshot replaces everything older than that
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -42,7 +43,7 @@ from sinks.iceberg.follow import (
     new_key,
     rekeyed,
     repeated,
-    row_changes,
+    says_key,
     staged,
 )
 from sinks.iceberg.keyed import KeyedTable, Merging
@@ -61,6 +62,9 @@ from sinks.iceberg.upsert import take_rows
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
+# Whether rows have another key alone is looked up in the whole table: for no more than this share of the time.
+ASKING = 0.05
+
 
 class CurrentTable(KeyedTable):
     """Current state by the key of the topic's records, which the first records (or the table's property) tell."""
@@ -69,6 +73,7 @@ class CurrentTable(KeyedTable):
     stage = "current"
     _key_known = False
     _key_since = NOWHERE
+    _ask_again = 0.0
     _partitions = 1
     _remaking: Change | None = None
     _remade = False
@@ -113,7 +118,7 @@ class CurrentTable(KeyedTable):
         return Position.parse(stored) if stored else NOWHERE
 
     def stages(self, slices: Sequence[Slice]) -> list[list[Slice]]:
-        return staged(slices, self._marks(slices))
+        return staged(slices, self._marks(slices), self.key if self._key_known else None)
 
     def prepare(self, slices: Sequence[Slice]) -> Prepared:
         self._finish_remaking()
@@ -176,7 +181,7 @@ class CurrentTable(KeyedTable):
     def _applicable(self, part: Slice, rejects: list[Reject]) -> Mask:
         """The rows that can be applied; the others become rejects, with the first rule that they break. Repeats, which
         may have another key now, stay among them: they are dropped later."""
-        if not self._key_known and part.key_fields is not None and row_changes(part).any():
+        if not self._key_known and part.key_fields is not None and says_key(part):
             self._learn(part.key_fields)
             if self.table is not None:
                 super()._opened(self._existing)
@@ -357,16 +362,19 @@ class CurrentTable(KeyedTable):
         if self.table is None:
             return
         marks = self._marks(slices)
-        key = new_key(slices, self.key, self._key_since, marks) if self._key_known and self.key else None
-        if key is not None:
-            self._remake(lambda: rekeyed(self._existing, self.topic, *key, counted=self.counted))
+        new = new_key(slices, self.key, self._key_since, marks) if self._key_known and self.key else None
+        if new is not None and (new.read or time.monotonic() >= self._ask_again):
+            started = time.monotonic()
+            self._remake(lambda: rekeyed(self._existing, self.topic, new, counted=self.counted))
+            if self.key != new.fields:
+                self._ask_again = time.monotonic() + (time.monotonic() - started) / ASKING
         added = new_columns(slices, self._existing.schema(), self._added, marks)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
             self._remake(lambda: backfilled(self._existing, added))
 
-    def _remake(self, change: Callable[[], Change]) -> None:
-        """Commit a change of all rows. After an `UnavailableError` it is committed before anything else."""
+    def _remake(self, change: Callable[[], Change | None]) -> None:
+        """Commit a change of all rows, if any. After an `UnavailableError` it is committed before anything else."""
         with trouble(self.name):
             self._remaking = change()
         self._finish_remaking()

@@ -1,8 +1,10 @@
 """What a change of the source's columns or key means for the rows that a current-state table has already.
 
 The source does not send them again. An added column holds its default in them: they are made anew with it. Another key
-finds them by other columns: of those with the same key the newest stays, and those that have no value for it go, for
-nothing could ever replace them.
+finds them by other columns. A key is another only where the source's connector names it so, for a record that somebody
+else put there says nothing of the table; and where rows would be lost by it, only once the source is read again: then
+of those with the same key the newest stays, and those that have no value for it go, for nothing could ever replace
+them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from schemas.defaults import default_scalar
 from schemas.envelope import NOWHERE, Position
 from schemas.types import iceberg_arrow
 from sinks.iceberg import progress
-from sinks.iceberg.applicable import foreign, mask_of, source_table, writes
+from sinks.iceberg.applicable import foreign, mask_of, row_columns, source_table, writes
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change
 from sinks.iceberg.evolve import merge
@@ -61,12 +63,27 @@ class Column:
 Added = Mapping[str, Column]
 
 
+@dataclass(frozen=True)
+class NewKey:
+    """Another key of the source, and the place in its log from which on. `read`: rows that a snapshot read have it."""
+
+    fields: tuple[str, ...]
+    at: Position
+    read: bool
+
+
 def row_changes(part: Slice) -> Mask:
     """Which records of a slice change a row of its table."""
     if not envelope.is_envelope(part.batch.schema):
         return np.zeros(part.batch.num_rows, np.bool_)
     op = envelope.operations(part.batch)
     return (writes(op) | mask_of(pc.equal(op, "d"))) & ~foreign(part)
+
+
+def says_key(part: Slice) -> bool:
+    """Whether records of a slice can say what key their table has: they change rows, which have its columns."""
+    changes = part.key_fields is not None and row_changes(part).any()
+    return bool(changes and set(part.key_fields or ()) <= row_columns(part))
 
 
 def repeated(part: Slice, mark: Position) -> Mask:
@@ -96,46 +113,57 @@ def first_place(part: Slice, mark: Position = NOWHERE) -> Position | None:
     return lowest if lowest.high >= 0 else None
 
 
-def staged(slices: Sequence[Slice], marks: Mapping[int, Position]) -> list[list[Slice]]:
+def staged(slices: Sequence[Slice], marks: Mapping[int, Position], key: tuple[str, ...] | None) -> list[list[Slice]]:
     """Slices in groups that have one key each, in the order in which the source had those keys; order within a
-    partition is kept. Usually one group. `marks`: up to which place a partition's changes are repeats."""
-    if len({part.key_fields for part in slices if part.key_fields}) < 2:
+    partition is kept. Usually one group. `marks`: up to which place a partition's changes are repeats; `key`: the
+    table's, None when it is not known yet."""
+    if len({part.key_fields for part in slices}) < 2:
         return [list(slices)]
+    said = {id(part): _said(part, key) for part in slices}
     waiting: dict[int, list[Slice]] = {}
     for part in slices:
         waiting.setdefault(part.partition, []).append(part)
     stages = []
     while any(waiting.values()):
         heads = [parts[0] for parts in waiting.values() if parts]
-        keyed = [(first_place(p, marks[p.partition]) or NOWHERE, p.key_fields) for p in heads if p.key_fields]
-        key = min(keyed, key=lambda pair: pair[0])[1] if keyed else None
+        keyed = [(first_place(p, marks[p.partition]) or NOWHERE, p) for p in heads if said[id(p)] is not None]
+        first = said[id(min(keyed, key=lambda pair: pair[0])[1])] if keyed else None
         stage: list[Slice] = []
         for parts in waiting.values():
-            while parts and (not parts[0].key_fields or parts[0].key_fields == key):
+            while parts and said[id(parts[0])] in (None, first):
                 stage.append(parts.pop(0))
         stages.append(stage)
     return stages
 
 
+def _said(part: Slice, key: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The key that a slice says its table has, which counts: that of the table, or one that it can get."""
+    fields = part.key_fields
+    if fields and (fields == key or ((part.key_named or key is None) and says_key(part))):
+        return fields
+    return () if fields == () and not key and row_changes(part).any() else None
+
+
 def new_key(
     slices: Sequence[Slice], key: tuple[str, ...], since: Position, marks: Mapping[int, Position]
-) -> tuple[tuple[str, ...], Position] | None:
-    """The key that slices have instead of `key`, which holds since a place before theirs, and from where on. `marks`:
-    up to which place a partition's changes are repeats."""
+) -> NewKey | None:
+    """The key that slices have instead of `key`, which holds since a place before theirs. `marks`: up to which place a
+    partition's changes are repeats."""
     for part in slices:
-        if part.key_fields and part.key_fields != key:
+        if part.key_fields and part.key_fields != key and part.key_named and says_key(part):
             at = first_place(part, marks[part.partition])
             if at is not None and at > since:
-                return part.key_fields, at
+                alike = [p for p in slices if p.key_fields == part.key_fields]
+                read = any((row_changes(p) & mask_of(envelope.snapshot_mask(p.batch))).any() for p in alike)
+                return NewKey(part.key_fields, at, read)
     return None
 
 
-def rekeyed(
-    table: Table, topic: str, key: tuple[str, ...], since: Position, *, counted: Callable[[pa.Table], Mask]
-) -> Change:
-    """The change that puts a table under another key: of the rows that count, the newest of each key stays. Raises
-    `OSError`."""
-    properties = {progress.KEY: ",".join(key), progress.key_since_property(topic): str(since)}
+def rekeyed(table: Table, topic: str, new: NewKey, *, counted: Callable[[pa.Table], Mask]) -> Change | None:
+    """The change that puts a table under another key: of the rows that count, the newest of each key stays. None when
+    not all do, and the source is not read again. Raises `OSError`."""
+    key = new.fields
+    properties = {progress.KEY: ",".join(key), progress.key_since_property(topic): str(new.at)}
     properties |= {f"{BLOOM_FILTER}{name}": "true" for name in key}
     tasks = list(table.scan().plan_files())
     have = table.schema().column_names
@@ -160,6 +188,12 @@ def rekeyed(
         for name in key:
             stays &= ~counts | ~mask_of(pc.is_null(rows.column(name)))
     gone = int((~stays).sum())
+    if gone and not new.read:
+        log.error(
+            "the source has another key, which not all rows of the table have alone: its changes are refused",
+            topic=topic, key=list(key), rows=total, lost=gone, hint=f"headrace connect snapshot {source_table(topic)}",
+        )  # fmt: skip
+        return None
     log.warning("the source has another key", topic=topic, key=list(key), rows=total, removed=gone)
     if gone == 0:
         return Change({}, properties, head=(table.metadata.current_snapshot_id,))

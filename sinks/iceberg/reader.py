@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,7 @@ class TopicReader:
             bad=decoded.bad,
             reasons=tuple(decoded.reasons),
             key_fields=self._fields(piece.key) if self._with_keys else None,
+            key_named=self._with_keys and _beside(self._schema(piece.key), self._schema(piece.value)),
             schema=self._schema(piece.value),
             baseline=piece.baseline,
             baseline_time=piece.baseline_time,
@@ -143,6 +144,19 @@ class TopicReader:
         schema = self._schema(header) or {}
         fields = schema.get("fields")
         return tuple(field["name"] for field in fields) if schema.get("type") == "record" and fields else None
+
+
+def _full_name(schema: Mapping[str, Any]) -> str:
+    name, space = str(schema.get("name", "")), schema.get("namespace")
+    return f"{space}.{name}" if space and "." not in name else name
+
+
+def _beside(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> bool:
+    """Whether a key's schema is named as Debezium names that of a table: `Key`, in the namespace of its events."""
+    if key is None or value is None:
+        return False
+    space, dot, _ = _full_name(value).rpartition(".")
+    return _full_name(key) == f"{space}{dot}Key"
 
 
 def _apart(decoded: Decoded, lengths: Sequence[int]) -> list[Decoded]:

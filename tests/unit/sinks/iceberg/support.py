@@ -108,10 +108,12 @@ def slice_of(
     topic: str = TOPIC,
     schema: pa.Schema | None = None,
     key_fields: tuple[str, ...] | None = ("id",),
+    key_named: bool = False,
     bad: Sequence[int] = (),
     baseline: int = 0,
 ) -> Slice:
-    """Records from offset `start` on; None is a tombstone, indexes in `bad` did not decode."""
+    """Records from offset `start` on; None is a tombstone, indexes in `bad` did not decode. `key_named`: the schema of
+    their key is named as the source's connector names it."""
     schema = schema or envelope_schema()
     n = len(values)
     nulls = np.array([i for i, v in enumerate(values) if v is None and i not in bad], np.int64)
@@ -131,6 +133,7 @@ def slice_of(
         bad=np.array(sorted(bad), np.int64),
         reasons=("broken",) * len(bad),
         key_fields=key_fields,
+        key_named=key_named,
         baseline=baseline,
         baseline_time=1_700_000_000_000 + n - 1 if baseline else 0,
     )

@@ -175,7 +175,7 @@ def test_a_record_of_another_table_changes_nothing_but_bronze(catalog):
     mine = slice_of([at(change("c", thing(n), n), "things") for n in (1, 2)], schema=schema(ROW))
     other = pa.struct([("code", pa.string()), ("name", pa.int64())])
     events = [change("c", {"code": "x", "name": 7}, 9), change("t", None, 10)]
-    strange = slice_of([at(e, "others") for e in events], 2, schema=schema(other), key_fields=("code",))
+    strange = slice_of([at(e, "others") for e in events], 2, schema=schema(other), key_fields=("code",), key_named=True)
     for table in (current, history):
         land(table, mine)
         have = table.table.schema()

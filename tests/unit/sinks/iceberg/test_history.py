@@ -74,6 +74,13 @@ def landed(table: HistoryTable, *events: dict[str, Any], schema: pa.Schema | Non
     return land(table, slice_of(events, table.offsets.get(0, 0), schema=schema or timed()))
 
 
+def test_one_record_with_another_key_ends_nothing(history):
+    landed(history, *(event("c", n, "a", n) for n in (1, 2, 3)))
+    stray = slice_of([event("u", 1, "a", 50)], 3, schema=timed(), key_fields=("name",), key_named=True)
+    assert [reject.rule for reject in land(history, stray).rejects] == ["key"]
+    assert seen(history) == [(n, "a", n, None, "c") for n in (1, 2, 3)]
+
+
 def test_changes_end_the_version_before_them_in_and_across_batches(history):
     landed(history, event("c", 1, "a", 10), event("u", 1, "b", 20), event("c", 2, "x", 21))
     landed(history, event("u", 1, "c", 30), event("d", 2, "x", 31), event("u", 1, "d", 40), event("c", 2, "y", 50))

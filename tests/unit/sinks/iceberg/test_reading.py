@@ -129,6 +129,34 @@ def test_a_baseline_among_records_is_found_and_splits_nothing(keyed: bool) -> No
     assert [s.baseline for s in TopicReader(schemas.__getitem__, with_keys=False).read(alone, 52)] == [0]
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        (
+            {"name": "Key", "namespace": "shop.public.things"},
+            {"name": "Envelope", "namespace": "shop.public.things"},
+            1,
+        ),
+        ({"name": "shop.public.things.Key"}, {"name": "Envelope", "namespace": "shop.public.things"}, 1),
+        ({"name": "Key"}, {"name": "Envelope"}, 1),
+        ({"name": "Key"}, {"name": "Envelope", "namespace": "shop.public.things"}, 0),
+        ({"name": "Id", "namespace": "shop.public.things"}, {"name": "Envelope", "namespace": "shop.public.things"}, 0),
+        (
+            {"name": "Key", "namespace": "shop.public.others"},
+            {"name": "Envelope", "namespace": "shop.public.things"},
+            0,
+        ),
+    ],
+)
+def test_a_key_is_the_sources_by_the_name_of_its_schema(key: Any, value: Any, named: int) -> None:
+    fields = [{"name": "id", "type": "long"}]
+    schemas = {n: {"type": "record", "fields": fields} | schema for n, schema in ((1, key), (2, value))}
+    keys, values = (pa.array([b"\0\0\0\0" + bytes([n]) + b"\x02"], pa.binary()) for n in (1, 2))
+    chunk = Chunk("shop.public.things", 0, keys, values, np.arange(1), np.arange(1), 1)
+    (part,) = TopicReader(schemas.__getitem__, with_keys=True).read(chunk, 0)
+    assert (part.key_fields, part.key_named) == (("id",), bool(named))
+
+
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_alone(with_keys: bool) -> None:
     schemas = {

@@ -160,7 +160,7 @@ def test_another_key_begins_anew(current):
     """The number of a row under the new key is that of another one under the old."""
     land(current, slice_of([change("c", {"id": 5, "name": "a", "n": 7}, 1, seconds=10)]))
     part = [change("c", {"id": 1, "name": "b", "n": 1}, 2, seconds=11), read_again({"id": 9, "name": "c", "n": 5}, 12)]
-    land(current, slice_of(part, 1, key_fields=("n",)))
+    land(current, slice_of(part, 1, key_fields=("n",), key_named=True))
     assert rows_of(current, "id", "name", "n") == [(1, "b", 1), (5, "a", 7), (9, "c", 5)]
 
 
