@@ -114,9 +114,10 @@ class TopicReader:
         return found
 
     def _by_schema(self, chunk: Chunk) -> list[tuple[Chunk, bytes | None, bytes | None]]:
-        """Runs of one schema each, with the headers of key and value. What has none, as tombstones, baselines and keys
-        of truncations, or names an unknown schema, goes with its neighbours."""
-        keys, key_of = _headers(chunk.keys, lambda header: self._fields(header) != baseline.FIELDS)
+        """Runs of one schema each, with the headers of key and value. Records without a key are runs of their own: a
+        change that has lost its key is not one of its neighbours'. Baselines and tombstones, and what names an unknown
+        schema, go with their neighbours."""
+        keys, key_of = _headers(chunk.keys, lambda header: header is None or self._fields(header) != baseline.FIELDS)
         values, value_of = _headers(chunk.values, lambda header: self._schema(header) is not None)
         changes = np.r_[True, (np.diff(key_of) != 0) | (np.diff(value_of) != 0)]
         if len(chunk) == 0 or changes.sum() == 1:
@@ -178,10 +179,10 @@ def _apart(decoded: Decoded, lengths: Sequence[int]) -> list[Decoded]:
     ]
 
 
-def _headers(column: pa.BinaryArray, counts: Callable[[bytes], bool]) -> tuple[list[bytes], Int64]:
-    """The distinct first five bytes that count, and which of them each row has or takes from its neighbours; -1 when
-    no row has any."""
-    encoded = pc.binary_slice(column, 0, 5).dictionary_encode()
+def _headers(column: pa.BinaryArray, counts: Callable[[bytes | None], bool]) -> tuple[list[bytes | None], Int64]:
+    """The distinct first five bytes that count, None where there are none, and which of them each row has or takes from
+    its neighbours; -1 when no row has any."""
+    encoded = pc.binary_slice(column, 0, 5).dictionary_encode(null_encoding="encode")
     known = encoded.dictionary.to_pylist()
     codes = encoded.indices
     if others := [code for code, header in enumerate(known) if not counts(header)]:
@@ -191,5 +192,5 @@ def _headers(column: pa.BinaryArray, counts: Callable[[bytes], bool]) -> tuple[l
     return known, codes.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _at(headers: list[bytes], codes: Int64) -> bytes | None:
+def _at(headers: list[bytes | None], codes: Int64) -> bytes | None:
     return headers[codes[0]] if len(codes) and codes[0] >= 0 else None

@@ -151,7 +151,7 @@ def test_a_chunk_is_cut_where_its_key_changes():
         reader = TopicReader(schemas.__getitem__, with_keys=True)
         return [(s.start, s.next_offset, s.key_fields) for s in reader.read(chunk, 9)]
 
-    assert read([a, None, a]) == [(9, 20, ("a",))]
+    assert read([a, None, a]) == [(9, 11, ("a",)), (11, 12, ()), (12, 20, ("a",))]
     assert read([None, None]) == [(9, 20, ())]
     assert read([a, ab, ab]) == [(9, 11, ("a",)), (11, 20, ("a", "b"))]
     assert read([b"json"]) == [(9, 20, None)]
