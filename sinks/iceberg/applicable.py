@@ -58,7 +58,8 @@ def _other_key(part: Slice, key: tuple[str, ...]) -> str:
     """Why a key that a table does not have is refused, and what to do where it is the source's."""
     have, want = (", ".join(fields) or "none" for fields in (part.key_fields or (), key))
     if not part.key_fields:
-        return f"the record has no key, the table's is ({want})"
+        mend = "where the source has dropped its primary key, name columns of a key in the connector"
+        return f"the record has no key, the table's is ({want}); {mend}: message.key.columns"
     reason = f"the record's key is ({have}), the table's ({want})"
     if not part.key_named:
         return f"{reason}; its schema is not named as a connector names that of the table's key"

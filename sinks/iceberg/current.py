@@ -362,7 +362,7 @@ class CurrentTable(KeyedTable):
         if self.table is None:
             return
         marks = self._marks(slices)
-        new = new_key(slices, self.key, self._key_since, marks) if self._key_known and self.key else None
+        new = new_key(slices, self.key, self._key_since, marks) if self._key_known else None
         if new is not None and (new.read or time.monotonic() >= self._ask_again):
             started = time.monotonic()
             self._remake(lambda: rekeyed(self._existing, self.topic, new, counted=self.counted))

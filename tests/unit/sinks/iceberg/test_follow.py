@@ -211,7 +211,7 @@ def test_one_record_with_another_key_changes_nothing(catalog, key, named):
         assert rows_of(table, "id", "name", "n") == expected
 
 
-@pytest.mark.parametrize("key", WRONG_KEYS, ids=str)
+@pytest.mark.parametrize("key", [*WRONG_KEYS, ()], ids=str)
 def test_a_first_record_with_another_key_does_not_say_the_tables(catalog, key):
     table = opened(CurrentTable(catalog, "silver.things", TOPIC))
     land(table, slice_of([change("c", thing(1, "a", 3), 1)], key_fields=key))
@@ -220,6 +220,30 @@ def test_a_first_record_with_another_key_does_not_say_the_tables(catalog, key):
         assert not land(table, *stage).rejects
     assert opened(CurrentTable(catalog, "silver.things", TOPIC)).key == ("id",)
     assert rows_of(table, "id") == [(1,), (2,)]
+
+
+def test_a_table_gets_its_first_key_while_it_streams(catalog):
+    rows = [thing(n, "same", n) for n in range(3)]
+    first = slice_of([change("c", row, n) for n, row in enumerate(rows)], key_fields=())
+    keyed = [change("u", thing(1, "new", 1), 10), change("d", thing(2), 11), change("c", thing(3), 12)]
+    later = slice_of(keyed, 3, key_named=True)
+    stray = slice_of([change("c", thing(9), 13)], 6, key_fields=())
+    for name, batches in (("silver.one", [[first], [later], [stray]]), ("silver.all", [[first, later, stray]])):
+        table = opened(CurrentTable(catalog, name, TOPIC))
+        rejects = [r for b in batches for stage in table.stages(b) for r in land(table, *stage).rejects]
+        assert [(r.rule, r.slice.start) for r in rejects] == [("key", 6)], "which key it was, nothing says"
+        assert "message.key.columns" in rejects[0].reasons[0]
+        again = opened(CurrentTable(catalog, name, TOPIC))
+        assert (again.key, len(again.index)) == (("id",), 3)
+        assert rows_of(again, "id", "name") == [(0, "same"), (1, "new"), (3, "x")]
+
+
+def test_a_record_with_a_key_says_nothing_of_a_table_without_one(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, slice_of([change("c", thing(n), n) for n in range(3)], key_fields=()))
+    assert [r.rule for r in land(table, slice_of([change("d", thing(1), 10)], 3)).rejects] == ["key"]
+    assert not land(table, slice_of([change("c", thing(1), 11)], 4, key_fields=())).rejects
+    assert rows_of(table, "id") == [(0,), (1,), (1,), (2,)]
 
 
 def test_what_is_repeated_under_another_key_does_not_say_where_it_came(catalog):
