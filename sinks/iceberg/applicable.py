@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas import envelope
-from sinks.iceberg.slices import Slice
+from sinks.iceberg.places import COLUMNS
+from sinks.iceberg.slices import COORDINATES, Slice
 
 Mask = npt.NDArray[np.bool_]
 
+# Columns that tables of rows have beside the source's.
+OWN = frozenset([*COORDINATES.names, *COLUMNS.names])
 OPERATIONS = pa.array(["c", "r", "u", "d", "t", "m"])
 
 
@@ -82,6 +85,11 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
     written, deletes = writes(op), mask_of(pc.equal(op, "d"))
     yield "after", written & ~mask_of(envelope.has_row(batch, "after")), "the change has no row after it"
     if not (written | deletes).any():
+        return
+    taken = sorted(row_columns(part) & OWN)
+    if taken:
+        mend = f"rename it in the source, or leave it out: column.exclude.list={source_table(part.topic)}.{taken[0]}"
+        yield "columns", written | deletes, f"the row has {', '.join(taken)}, which the table has of its own; {mend}"
         return
     bare = ~mask_of(envelope.has_row(batch, "before"))
     if part.key_fields is None:

@@ -50,12 +50,12 @@ from sinks.iceberg.keyed import KeyedTable, Merging
 from sinks.iceberg.marks import LOG_RULE, OTHER_LOG, Mark
 from sinks.iceberg.obsolete import obsolete_keys, obsolete_positions
 from sinks.iceberg.owned import Prepared, Source
-from sinks.iceberg.pending import Changes, behind, refused, rows_of, snapshot_floor, standing, without_obsolete
-from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.pending import Changes, behind, placed, refused, rows_of, snapshot_floor, standing, without_obsolete
+from sinks.iceberg.places import Places
 from sinks.iceberg.recent import Recent, among
 from sinks.iceberg.remake import raised
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import Reject, Slice, with_coordinates
+from sinks.iceberg.slices import Reject, Slice
 from sinks.iceberg.toast import Moves, fill_unavailable, with_placeholders
 from sinks.iceberg.upsert import take_rows
 
@@ -239,10 +239,7 @@ class CurrentTable(KeyedTable):
         present = writes(op)
         rows = np.flatnonzero(keep & (present | mask_of(pc.equal(op, "d"))))
         batch, present, places = rows_of(part.batch, rows), present[rows], places.take(rows)
-        after = with_coordinates(envelope.row_batch(batch, "after"), part, part.rows[rows])
-        after = pa.RecordBatch.from_arrays(
-            [*after.columns, *places.columns()], schema=pa.schema([*after.schema, *COLUMNS])
-        )
+        after = placed(envelope.row_batch(batch, "after"), part, part.rows[rows], places)
         after = absent_filled(after, places, self._added)
         before = None if self.key else envelope.row_batch(batch, "before")
         going = mask_of(envelope.has_row(batch, "before"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pyarrow as pa
 from pyiceberg.schema import Schema
@@ -35,6 +36,14 @@ class Refused(Exception):
 def merge(table: pa.Schema, writer: pa.Schema) -> pa.Schema:
     """The table's columns widened by the writer's, new ones at the end. Raises `Refused`."""
     return pa.schema(_merge_fields(list(table), list(writer), ""))
+
+
+def distinct_names(writer: pa.Schema) -> None:
+    """Raises `Refused` where rows have a column that their table adds to them: neither could be told from the other."""
+    names = sorted(writer.names)
+    twice = [name for name, after in pairwise(names) if name == after]
+    if twice:
+        raise Refused(f"the row has {', '.join(twice)}, which the table has of its own; give it another name")
 
 
 def changes(before: pa.Schema, after: pa.Schema) -> list[tuple[str, str]]:

@@ -29,7 +29,7 @@ from schemas.defaults import default_scalar
 from schemas.envelope import NOWHERE, Position
 from schemas.types import iceberg_arrow
 from sinks.iceberg import progress
-from sinks.iceberg.applicable import foreign, mask_of, row_columns, source_table, writes
+from sinks.iceberg.applicable import OWN, foreign, mask_of, row_columns, source_table, writes
 from sinks.iceberg.changes import join
 from sinks.iceberg.commit import Change
 from sinks.iceberg.evolve import merge
@@ -218,7 +218,7 @@ def new_columns(
         if part.schema is None or not envelope.is_envelope(part.schema):
             continue
         fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
-        fresh = fields.keys() - have - known.keys()
+        fresh = fields.keys() - have - known.keys() - OWN
         if fresh and foreign(part).all():
             continue
         at = first_place(part, marks[part.partition]) if fresh else None

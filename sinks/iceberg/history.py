@@ -26,7 +26,7 @@ from pyiceberg.table import FileScanTask
 from headrace.asof import HISTORY_OF
 from schemas import envelope
 from sinks.iceberg import progress
-from sinks.iceberg.applicable import full_identity, mask_of, writes
+from sinks.iceberg.applicable import full_identity, mask_of, row_columns, writes
 from sinks.iceberg.build import KeyColumns
 from sinks.iceberg.commit import trouble
 from sinks.iceberg.current import CurrentTable
@@ -37,7 +37,6 @@ from sinks.iceberg.follow import absent_filled
 from sinks.iceberg.history_rows import (
     FROM,
     OP,
-    OWN,
     TIME,
     TO,
     Events,
@@ -53,17 +52,19 @@ from sinks.iceberg.livefiles import LiveFiles
 from sinks.iceberg.locations import distinct, file_of, locate, position_of
 from sinks.iceberg.marks import Mark
 from sinks.iceberg.owned import Prepared, Source
-from sinks.iceberg.pending import refused
-from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.pending import placed, refused
+from sinks.iceberg.places import Places
 from sinks.iceberg.recent import Recent
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import Reject, Slice, with_coordinates
+from sinks.iceberg.slices import Reject, Slice
 from sinks.iceberg.versions import NEVER, versions
 
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
 
 EVENTS = pa.array(["c", "r", "u", "d", "t"])
+# Columns that a version has beside those of the current state.
+VERSION = frozenset([FROM, TO, OP])
 UNPLACED = "a truncation without its place in the log: set provide.transaction.metadata=true in the connector"
 
 
@@ -163,7 +164,7 @@ class HistoryTable(CurrentTable):
         changes = mask_of(pc.is_in(envelope.operations(part.batch), EVENTS))
         untimed = mask_of(pc.is_null(envelope.commit_micros(part.batch)))
         rules = [("time", changes & untimed, "the change does not say when it was committed (source.ts_ms)")]
-        taken = sorted(set(OWN) & {f.name for f in part.batch.schema.field("after").type})
+        taken = sorted(VERSION & row_columns(part))
         if taken:
             rules.append(("columns", changes, f"the row has {', '.join(taken)}, which a history has of its own"))
         self._refuse(part, rules, keep, rejects)
@@ -186,15 +187,12 @@ class HistoryTable(CurrentTable):
         op = envelope.operations(batch)
         present = writes(op)
         after = envelope.row_batch(batch, "after")
-        if set(OWN) & set(after.schema.names):
+        if VERSION & set(after.schema.names):
             return recent, []
         own = {FROM: envelope.commit_micros(batch).cast(TIME), TO: pa.nulls(len(rows), TIME), OP: op}
         fields = [*after.schema, *(pa.field(name, column.type) for name, column in own.items())]
         after = pa.RecordBatch.from_arrays([*after.columns, *own.values()], schema=pa.schema(fields))
-        after = with_coordinates(after, part, part.rows[rows])
-        after = pa.RecordBatch.from_arrays(
-            [*after.columns, *places.columns()], schema=pa.schema([*after.schema, *COLUMNS])
-        )
+        after = placed(after, part, part.rows[rows], places)
         after = absent_filled(after, places, self._added)
         going = mask_of(envelope.has_row(batch, "before"))
         created = mask_of(pc.equal(op, "c"))

@@ -25,7 +25,7 @@ from sinks.iceberg import progress
 from sinks.iceberg.catalog import create_table, find_table
 from sinks.iceberg.commit import Change, TableCommitter, trouble
 from sinks.iceberg.compact import EXPIRE_EVERY, KEEP_SNAPSHOTS, TARGET_BYTES, expire
-from sinks.iceberg.evolve import Evolution, Refused, changes, evolved, merge, set_aside
+from sinks.iceberg.evolve import Evolution, Refused, changes, distinct_names, evolved, merge, set_aside
 from sinks.iceberg.parquet import FileWriter
 from sinks.iceberg.shape import arrow_schema, fit_rows
 from sinks.iceberg.slices import Reject, Slice
@@ -281,10 +281,12 @@ class OwnedTable(ABC):
         batches, rejects = [], []
         for part, batch in parts:
             try:
+                distinct_names(batch.schema)
                 columns, fitted = self._merge_columns(columns, batch)
                 batches.append(fitted)
             except Refused as e:
-                rows = np.searchsorted(part.offsets, batch.column("_offset").to_numpy())
+                own = batch.schema.get_all_field_indices("_offset")[-1]
+                rows = np.searchsorted(part.offsets, batch.column(own).to_numpy())
                 rejects.append(Reject(part, rows, stage, TYPE_RULE, (str(e),) * len(rows)))
         return Prepared([part for part, _ in parts], columns, batches, rejects)
 

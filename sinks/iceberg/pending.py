@@ -12,9 +12,9 @@ import pyarrow as pa
 from headrace.keyindex import Keys
 from schemas import envelope
 from schemas.envelope import NOWHERE, Position
-from sinks.iceberg.applicable import mask_of
-from sinks.iceberg.places import Places
-from sinks.iceberg.slices import Reject, Slice
+from sinks.iceberg.applicable import OWN, mask_of
+from sinks.iceberg.places import COLUMNS, Places
+from sinks.iceberg.slices import Reject, Slice, with_coordinates
 
 Mask = npt.NDArray[np.bool_]
 Int64 = npt.NDArray[np.int64]
@@ -37,6 +37,14 @@ class Changes:
     created: Mask
     stale: Mask
     before: pa.RecordBatch | None = None
+
+
+def placed(batch: pa.RecordBatch, part: Slice, rows: Int64, places: Places) -> pa.RecordBatch:
+    """Rows of these records, with the table's own columns. Rows with such columns are refused; those of a truncation,
+    which are all null, go without them."""
+    batch = batch.select([name for name in batch.schema.names if name not in OWN])
+    made = with_coordinates(batch, part, rows)
+    return pa.RecordBatch.from_arrays([*made.columns, *places.columns()], schema=pa.schema([*made.schema, *COLUMNS]))
 
 
 def snapshot_floor(batch: pa.RecordBatch, places: Places, keep: Mask) -> Position:

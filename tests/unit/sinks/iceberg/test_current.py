@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pytest
 
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.append import AppendTable
@@ -83,6 +84,44 @@ def test_a_truncate_in_one_partition_takes_what_was_before_it_in_all(catalog):
     land(again, slice_of([change("t", None, 10)], 1, partition=2, key_fields=()))
     land(again, slice_of([change("d", thing(4), 21), change("c", thing(5), 8)], 3))
     assert rows_of(again, "id") == [(3,)]
+
+
+@pytest.mark.parametrize("name", ["_order", "_position", "_offset", "_timestamp", "_kafka_partition"])
+@pytest.mark.parametrize("of", [None, "silver.other"], ids=["current", "history"])
+def test_a_row_with_a_column_that_the_table_adds_to_it_is_refused(catalog, name, of):
+    """A truncation has no row: it is done."""
+    source = pa.struct([*SOURCE, ("ts_us", pa.int64())])
+
+    def made(events, start, *more):
+        schema = envelope_schema(pa.struct([*ROW, *more]))
+        schema = pa.schema([f.with_type(source) if f.name == "source" else f for f in schema])
+        return slice_of(
+            [e | {"source": e["source"] | {"ts_us": e["source"]["lsn"]}} for e in events], start, schema=schema
+        )
+
+    table = (
+        HistoryTable(catalog, "silver.things", TOPIC, of=of) if of else CurrentTable(catalog, "silver.things", TOPIC)
+    )
+    opened(table)
+    land(table, made([change("c", thing(1), 1)], 0))
+    own = [change("u", thing(1) | {name: 7}, 2), change("t", None, 3), change("c", thing(2) | {name: 7}, 4)]
+    (reject,) = land(table, made(own, 1, (name, pa.int32()))).rejects
+    assert (reject.rule, reject.rows.tolist()) == ("columns", [0, 2])
+    assert f"column.exclude.list=public.things.{name}" in reject.reasons[0]
+    assert not land(table, made([change("c", thing(3), 5)], 4)).rejects
+    rows = rows_of(table, "id", "_offset", "_position", *(["valid_to"] if of else []))
+    assert [row[:3] for row in rows if not of or row[3] is None] == [(3, 4, 5)]
+
+
+@pytest.mark.parametrize("name", ["_offset", "_timestamp", "_kafka_partition", "_key"])
+def test_a_record_with_a_column_that_bronze_adds_to_it_is_refused(catalog, name):
+    table = opened(AppendTable(catalog, "bronze.things", TOPIC))
+    land(table, slice_of([{"id": 1}], schema=pa.schema([("id", pa.int64())])))
+    own = pa.schema([("id", pa.int64()), (name, pa.string())])
+    (reject,) = land(table, slice_of([{"id": 2, name: "x"}, None, {"id": 3, name: "x"}], 1, schema=own)).rejects
+    assert reject.rows.tolist() == [0, 1, 2]
+    assert name in reject.reasons[0]
+    assert rows_of(table, "id", "_offset") == [(1, 0)]
 
 
 def test_a_truncate_takes_what_was_read_again_before_it_and_no_more(catalog):
