@@ -22,6 +22,14 @@ from sinks.iceberg.slices import Slice
 Int64 = npt.NDArray[np.int64]
 
 
+def _full_name(schema: Mapping[str, Any]) -> str:
+    name, space = str(schema.get("name", "")), schema.get("namespace")
+    return f"{space}.{name}" if space and "." not in name else name
+
+
+BASELINE = _full_name(baseline.KEY)
+
+
 @dataclass(frozen=True, eq=False)
 class _Piece:
     """Records of one schema, whose headers are `key` and `value`; the rest as in a slice."""
@@ -109,7 +117,7 @@ class TopicReader:
     def _baselines(self, chunk: Chunk) -> npt.NDArray[np.bool_]:
         """Which records are baselines."""
         headers = pc.binary_slice(chunk.keys, 0, 5)
-        marks = [h for h in pc.unique(headers).to_pylist() if self._fields(h) == baseline.FIELDS]
+        marks = [h for h in pc.unique(headers).to_pylist() if self._is_baseline(h)]
         found: npt.NDArray[np.bool_] = pc.is_in(headers, pa.array(marks, headers.type)).to_numpy(zero_copy_only=False)
         return found
 
@@ -117,7 +125,7 @@ class TopicReader:
         """Runs of one schema each, with the headers of key and value. Records without a key are runs of their own: a
         change that has lost its key is not one of its neighbours'. Baselines and tombstones, and what names an unknown
         schema, go with their neighbours."""
-        keys, key_of = _headers(chunk.keys, lambda header: header is None or self._fields(header) != baseline.FIELDS)
+        keys, key_of = _headers(chunk.keys, lambda header: not self._is_baseline(header))
         values, value_of = _headers(chunk.values, lambda header: self._schema(header) is not None)
         changes = np.r_[True, (np.diff(key_of) != 0) | (np.diff(value_of) != 0)]
         if len(chunk) == 0 or changes.sum() == 1:
@@ -128,6 +136,11 @@ class TopicReader:
             (chunk.slice(int(s), int(e - s)), _at(keys, key_of[s : s + 1]), _at(values, value_of[s : s + 1]))
             for s, e in zip(starts, [*starts[1:], len(chunk)], strict=True)
         ]
+
+    def _is_baseline(self, header: bytes | None) -> bool:
+        """By the schema's name too: a table's key may have a field of the same name."""
+        schema = self._schema(header)
+        return schema is not None and _full_name(schema) == BASELINE and self._fields(header) == baseline.FIELDS
 
     def _schema(self, header: bytes | None) -> dict[str, Any] | None:
         """The schema that a value's first bytes name; None when they name none that is known."""
@@ -145,11 +158,6 @@ class TopicReader:
         schema = self._schema(header) or {}
         fields = schema.get("fields")
         return tuple(field["name"] for field in fields) if schema.get("type") == "record" and fields else None
-
-
-def _full_name(schema: Mapping[str, Any]) -> str:
-    name, space = str(schema.get("name", "")), schema.get("namespace")
-    return f"{space}.{name}" if space and "." not in name else name
 
 
 def _beside(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> bool:

@@ -157,6 +157,16 @@ def test_a_key_is_the_sources_by_the_name_of_its_schema(key: Any, value: Any, na
     assert (part.key_fields, part.key_named) == (("id",), bool(named))
 
 
+def test_a_key_whose_only_column_is_named_baseline_is_none() -> None:
+    key = {"type": "record", "name": "Key", "namespace": "shop.public.things", "fields": baseline.KEY["fields"]}
+    schemas = {1: key, 2: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}]}, 3: baseline.KEY}
+    keys = pa.array([baseline.key(1, 40), baseline.key(3, 30)], pa.binary())
+    values = pa.array([b"\0\0\0\0\x02\x02", None], pa.binary())
+    chunk = Chunk("things", 0, keys, values, np.arange(2), np.arange(2), 2)
+    (part,) = TopicReader(schemas.__getitem__, with_keys=True).read(chunk, 0)
+    assert (part.key_fields, part.baseline) == (("baseline",), 30)
+
+
 @pytest.mark.parametrize("with_keys", [True, False])
 def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_alone(with_keys: bool) -> None:
     schemas = {
