@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from headrace.errors import ContractError
 from schemas import binlog
+from schemas.names import is_topic_of
 
 UNAVAILABLE = "__debezium_unavailable_value"
 INCREMENTAL = "incremental"
@@ -127,7 +128,7 @@ def has_row(batch: pa.RecordBatch, part: Literal["before", "after"]) -> pa.Boole
 def table_of(batch: pa.RecordBatch) -> pa.StringArray:
     """`schema.table` that each event says it is from (database.table where the source has no schemas).
 
-    A topic whose last two parts differ from it holds a record that a broken or forging producer put there.
+    A topic that is not of this table holds a record that a broken or forging producer put there.
     """
     source = batch.column("source")
     names = {f.name for f in source.type}
@@ -136,15 +137,22 @@ def table_of(batch: pa.RecordBatch) -> pa.StringArray:
     )
 
 
-def is_of(batch: pa.RecordBatch, table: str) -> pa.BooleanArray:
-    """Which events say that they are from `table`, as `table_of` names it; null where they say nothing."""
+def is_of(batch: pa.RecordBatch, topic: str) -> pa.BooleanArray:
+    """Which events say that they are from the table of a topic; null where they say nothing."""
     source = batch.column("source")
     names = {f.name for f in source.type}
-    schema, _, name = table.rpartition(".")
-    return pc.and_(
+    schema, name = f".{topic}".split(".")[-2:]
+    same = pc.and_(
         pc.equal(_child(source, "schema" if "schema" in names else "db"), schema),
         pc.equal(_child(source, "table"), name),
     )
+    others = pc.invert(same)
+    if not pc.any(others).as_py():
+        return same
+    # A name that topics cannot have as it is.
+    said = table_of(batch)
+    written = [table for table in pc.unique(said.filter(others)).to_pylist() if is_topic_of(topic, table)]
+    return pc.or_(same, pc.is_in(said, pa.array(written, said.type)))
 
 
 def placed(batch: pa.RecordBatch) -> pa.RecordBatch:

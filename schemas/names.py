@@ -16,6 +16,13 @@ def table_name(namespace: str, topic: str) -> str:
     return f"{namespace}.{re.sub(r'[^A-Za-z0-9]', '_', topic)}"
 
 
+def is_topic_of(topic: str, table: str) -> bool:
+    """Whether a change topic is that of a table, given as `schema.table`: Debezium writes each character (of Java's, of
+    which some signs are two) that a topic may not have as `_`."""
+    name = re.sub(r"[^A-Za-z0-9._-]", lambda sign: "_" * (len(sign[0].encode("utf-16-le")) // 2), table)
+    return f".{topic}".endswith(f".{name}")
+
+
 def subject(topic: str, part: Literal["value", "key"]) -> str:
     """The registry subject of a topic's values or keys (TopicNameStrategy)."""
     return f"{topic}-{part}"

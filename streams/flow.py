@@ -239,9 +239,7 @@ class AgentFlow(Processor):
                 return batch
             batch = check(self._rules, self._contract, batch, batch, ctx)
             return _set(conform(batch, self._shape), COORDINATE, batch.column(COORDINATE))
-        table = ".".join(self.source.split(".")[-2:])
-        said = envelope.table_of(batch)
-        batch = ctx.reject(batch, pc.equal(said, table), "of another table", said)
+        batch = ctx.reject(batch, envelope.is_of(batch, self.source), "of another table", envelope.table_of(batch))
         if self._contract is None or self._shape is None:
             return batch
         after = envelope.row_batch(batch, "after")

@@ -30,6 +30,7 @@ from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 from schemas.envelope import UNSEEN_MS, row_schema
+from schemas.names import is_topic_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,22 @@ class DatabaseRows:
     key: tuple[str, ...]
     # Of each column; none where there is no such table.
     types: dict[str, str]
+
+
+def source_of(url: str, topic: str) -> tuple[str, str]:
+    """Schema and name of the table whose changes a topic has. Raises `UnavailableError`."""
+    schema, name = topic.split(".")[-2:]
+    listed = "SELECT table_schema, table_name FROM information_schema.tables"
+    try:
+        if is_mysql(url):
+            found = mariadb.tables(url, listed)
+        else:
+            with psycopg.connect(url) as connection:
+                found = connection.execute(listed).fetchall()
+    except psycopg.OperationalError as e:
+        raise UnavailableError("the source database cannot be reached", where=topic) from e
+    named = [(schema, name), *((s, t) for s, t in found if is_topic_of(topic, f"{s}.{t}"))]
+    return next((table for table in named if table in found), (schema, name))
 
 
 def read_database(url: str, schema: str, name: str) -> DatabaseRows:
@@ -170,7 +187,7 @@ def check_current(
     patience: float = 60.0,
 ) -> Check:
     """The table equals the database at one moment; keyless tables as multisets."""
-    schema, name = topic.split(".")[-2:]
+    schema, name = source_of(database_url, topic)
     check = Check(topic, f"{table.name} equals {schema}.{name}")
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)

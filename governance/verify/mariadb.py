@@ -110,6 +110,13 @@ def position(event: dict[str, Any]) -> tuple[int, int] | None:
     return (file << 32) + at, within
 
 
+def tables(url: str, statement: str) -> list[tuple[str, str]]:
+    """Schemas and names, as a statement lists them. Raises `UnavailableError`."""
+    with connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(statement)
+        return [(str(schema), str(name)) for schema, name in cursor.fetchall()]
+
+
 def read(url: str, schema: str, name: str) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...], dict[str, str]]:
     """All rows of one table at one moment, with its primary key and types; none when there is no such table.
 

@@ -37,14 +37,14 @@ def child(batch: pa.RecordBatch, side: str, name: str) -> pa.Array:
 
 
 def source_table(topic: str) -> str:
-    """The table whose changes a topic has, as `schema.table`."""
+    """The table whose changes a topic has, as `schema.table`, as far as a topic can say its name."""
     return ".".join(topic.split(".")[-2:])
 
 
 def foreign(part: Slice) -> Mask:
     """Which changes say that they are of another table than the topic's: a producer put them there that is broken, or
     forges. Those that say nothing are not among them."""
-    return mask_of(pc.invert(envelope.is_of(part.batch, source_table(part.topic))))
+    return mask_of(pc.invert(envelope.is_of(part.batch, part.topic)))
 
 
 def full_identity(topic: str) -> str:

@@ -43,7 +43,7 @@ def test_a_changed_key_and_rows_of_one_statement_have_places_of_their_own() -> N
     assert low.tolist() == [11, 0, 1, 2, 3, 1]
     assert envelope.after_position(high, low).all()
     assert envelope.table_of(rows)[0].as_py() == "inv.things"
-    assert envelope.is_of(rows, "inv.things").to_pylist() == [True] * 6
+    assert envelope.is_of(rows, "shop.inv.things").to_pylist() == [True] * 6
 
 
 def test_a_truncate_has_one_place_whatever_row_stands_in_it() -> None:

@@ -98,11 +98,32 @@ def test_a_struct_that_is_null_hides_what_lies_under_it():
 def test_table_time_snapshot_and_unavailable():
     rows = batch(event("r"), event("c", 1, 1, table="devices", ts_ms=None))
     assert envelope.table_of(rows).to_pylist() == ["public.orders", "public.devices"]
+    assert envelope.is_of(rows, "shop.public.orders").to_pylist() == [True, False]
     assert envelope.source_time(rows).tolist() == [5, -1]
     assert envelope.snapshot_mask(rows).to_pylist() == [True, False]
     for column in (pa.array(["x", envelope.UNAVAILABLE, None]), pa.array([b"x", envelope.UNAVAILABLE.encode(), None])):
         assert envelope.unavailable_mask(column).to_pylist() == [False, True, False]
     assert envelope.unavailable_mask(pa.array([1])).to_pylist() == [False]
+
+
+@pytest.mark.parametrize(
+    ("table", "topic", "same"),
+    [
+        ("order$items", "shop.public.order_items", True),
+        ("unit price", "shop.public.unit_price", True),
+        ("Stückpreis", "shop.public.St_ckpreis", True),
+        ("\U0001f600", "shop.public.__", True),
+        ("v1.orders", "shop.public.v1.orders", True),
+        ("order-items", "shop.public.order-items", True),
+        ("order-items", "shop.public.order_items", False),
+        ("v2.orders", "shop.public.v1.orders", False),
+        ("orders", "shop.public.reorders", False),
+    ],
+)
+def test_a_topic_is_its_tables_whatever_characters_topics_may_not_have(table: str, topic: str, same: bool) -> None:
+    source = pa.array([{"schema": "public", "table": table}, {"schema": "public", "table": None}, None])
+    rows = pa.RecordBatch.from_arrays([source], ["source"])
+    assert envelope.is_of(rows, topic).to_pylist() == [same, None, None]
 
 
 def test_every_form_of_the_placeholder_is_known():
