@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,30 +52,41 @@ def plan(
 ) -> dict[str, tuple[Landing, ...]]:
     """The tables of every topic that is landed, by topic; the first one answers for what does not decode.
 
-    Raises `ConfigError` when a pattern of `exclude` is no regular expression, or two topics would share a table.
+    Several may land in one table: see `shared`. Raises `ConfigError` when a pattern of `exclude` is no regular
+    expression, or a table is its own history.
     """
     try:
         excluded = [re.compile(pattern) for pattern in exclude]
     except re.error as e:
         raise ConfigError(f"is not a regular expression: {e}", where="sink.exclude") from e
     found: dict[str, tuple[Landing, ...]] = {}
-    owner: dict[str, str] = {}
     for topic in sorted(topics):
         if any(pattern.fullmatch(topic) for pattern in excluded):
             continue
         landings = _landings(topic, contracts.by_topic.get(topic), prefixes)
         if len({landing.table for landing in landings}) < len(landings):
             raise ConfigError("is the table of its own history too", where=landings[-1].table, hint="storage.history")
-        for landing in landings:
-            if owner.setdefault(landing.table, topic) != topic:
-                raise ConfigError(
-                    f"topics {owner[landing.table]} and {topic} would both land in it",
-                    where=landing.table,
-                    hint="name another table in a contract, or exclude one topic (sink.exclude)",
-                )
         if landings:
             found[topic] = landings
     return found
+
+
+def shared(planned: Mapping[str, Sequence[Landing]]) -> dict[str, list[str]]:
+    """Tables that several topics would land in, with those topics in their order. One of them may."""
+    topics: dict[str, list[str]] = defaultdict(list)
+    for topic in sorted(planned):
+        for landing in planned[topic]:
+            topics[landing.table].append(topic)
+    return {table: names for table, names in topics.items() if len(names) > 1}
+
+
+def clash(table: str, holder: str, topic: str) -> ConfigError:
+    """Why a topic does not land in a table that another one has."""
+    return ConfigError(
+        f"topics {holder} and {topic} would both land in it; {holder} does",
+        where=table,
+        hint="name another table in a contract, or exclude one topic (sink.exclude)",
+    )
 
 
 def is_change_topic(topic: str, prefixes: Collection[str]) -> bool:

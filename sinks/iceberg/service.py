@@ -30,15 +30,16 @@ from headrace.process import Lifecycle
 from schemas import codec
 from schemas.contracts import load_contracts
 from schemas.registry import Registry
+from sinks.iceberg import progress
 from sinks.iceberg.append import AppendTable, DerivedTable
 from sinks.iceberg.budget import IndexBudget
-from sinks.iceberg.catalog import open_catalog
+from sinks.iceberg.catalog import find_table, open_catalog
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
 from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.memory import give_back
 from sinks.iceberg.owned import OwnedTable, Source
-from sinks.iceberg.plan import Landing, change_prefixes, plan
+from sinks.iceberg.plan import Landing, change_prefixes, clash, plan, shared
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.upsert import UpsertTable
@@ -97,6 +98,8 @@ class Sink:
         # Reasons by topic; under "" why topics cannot be looked for.
         self._halted: dict[str, str] = {}
         self._retry_at: dict[str, float] = {}
+        # Topics whose table is another's.
+        self._clashing: set[str] = set()
         self._paused: set[TopicPartition] = set()
         # How often partitions were assigned.
         self._assigned = 0
@@ -176,6 +179,7 @@ class Sink:
         kafka = self._settings.kafka
         partitions = await asyncio.to_thread(admin.partitions, kafka)
         planned = plan(partitions, self._contracts, self._prefixes, self._settings.sink.exclude)
+        await self._part(planned)
         cluster = await asyncio.to_thread(admin.cluster_id, kafka)
         ids = await asyncio.to_thread(admin.topic_ids, kafka, planned)
         gone = [t for t, flow in self._flows.items() if flow.identity != f"{cluster}/{ids.get(t)}"]
@@ -195,6 +199,28 @@ class Sink:
             source = Source(cluster, ids[topic], _of(topic, begin), _of(topic, end))
             await self._open(topic, planned[topic], source)
         self._assign()
+
+    async def _part(self, planned: dict[str, tuple[Landing, ...]]) -> None:
+        """Take out topics whose table is another's: they rest until it is gone."""
+        loop, clashes = asyncio.get_running_loop(), dict[str, HeadraceError]()
+        for table, topics in shared(planned).items():
+            holder = await loop.run_in_executor(self._writer, self._holder, table, topics)
+            clashes |= {topic: clash(table, holder, topic) for topic in topics if topic != holder}
+        for topic in self._clashing - clashes.keys():
+            self._halted.pop(topic, None)
+        self._clashing = set(clashes)
+        for topic, error in clashes.items():
+            planned.pop(topic)
+            self._halt(topic, error)
+
+    def _holder(self, table: str, topics: list[str]) -> str:
+        """Which of these topics a table is of: the one that it has been fed from, else the first."""
+        assert self._catalog is not None
+        if flowing := [topic for topic in topics if topic in self._flows]:
+            return flowing[0]
+        found = find_table(self._catalog, table)
+        fed = progress.topics(found.properties) if found is not None else []
+        return next((topic for topic in topics if topic in fed), topics[0])
 
     def _wants(self, topic: str, partitions: int) -> bool:
         """Whether a topic is new here, has got partitions, or was halted a while ago."""

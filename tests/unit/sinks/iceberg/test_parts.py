@@ -29,7 +29,7 @@ from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.commit import Change, TableCommitter
 from sinks.iceberg.evolve import Refused, merge
 from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedSqlCatalog, CachedTransaction, transaction
-from sinks.iceberg.plan import change_prefixes, plan
+from sinks.iceberg.plan import change_prefixes, plan, shared
 from sinks.iceberg.quarantine import quarantine_rows
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Reject
@@ -72,8 +72,9 @@ def test_which_topics_land_where(tmp_path: Path):
         "shop.public.orders": [("bronze.shop_public_orders", "bronze"), ("silver.orders", "current")],
         "shop.public.lines": [("bronze.shop_public_lines", "bronze"), ("silver.shop_public_lines", "current")],
     }
-    with pytest.raises(ConfigError, match="both land"):
-        plan(["shop.a.b_c", "shop.a.b.c"], known, ["shop"])
+    both = plan(["shop.a.b_c", "shop.a.b.c", "shop.a.d"], known, ["shop"])
+    tables = ["bronze.shop_a_b_c", "silver.shop_a_b_c"]
+    assert shared(both) == {table: ["shop.a.b.c", "shop.a.b_c"] for table in tables}
     with pytest.raises(ConfigError, match="regular expression"):
         plan([], known, [], ["("])
 

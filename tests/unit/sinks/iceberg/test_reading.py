@@ -13,12 +13,15 @@ import pytest
 from aiokafka import TopicPartition
 
 from headrace.config import Settings
-from headrace.kafka import Chunk
+from headrace.kafka import Chunk, admin
 from headrace.process import Lifecycle
 from schemas import baseline
+from sinks.iceberg import progress
+from sinks.iceberg.catalog import create_table
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.service import Sink, fetch_wait
 from sinks.iceberg.slices import Slice
+from tests.unit.sinks.iceberg.support import catalog_in, lake
 
 TP = TopicPartition("things", 0)
 
@@ -111,6 +114,41 @@ async def test_fetches_wait_as_long_as_the_shortest_freshness_allows(tmp_path: P
     waits = sink._consumer._fetch_max_wait_ms
     await sink.close()
     assert waits == 100
+
+
+@pytest.mark.parametrize("held", [None, "shop.a.b_c"])
+async def test_of_topics_that_would_share_a_table_one_lands(tmp_path: Path, held: str | None, monkeypatch: Any) -> None:
+    """That whose table it is, or else the first; the other rests with its reason, and topics beside them do not."""
+    folder = tmp_path / "connectors" / "debezium"
+    folder.mkdir(parents=True)
+    (folder / "shop.json").write_text('{"config": {"topic.prefix": "shop"}}')
+    sink = Sink(Settings(home=tmp_path, content=[tmp_path], lake=lake(tmp_path)), Lifecycle())
+    sink._catalog = catalog_in(tmp_path)
+    if held is not None:
+        of = {progress.identity_property(held): "cluster/id"}
+        for table in ("bronze.shop_a_b_c", "silver.shop_a_b_c"):
+            create_table(sink._catalog, table, pa.schema([("id", pa.int64())]), properties=of)
+    topics = {topic: 1 for topic in ("shop.a.b-c", "shop.a.b_c", "shop.a.d")}
+    for name, answer in (("partitions", topics), ("cluster_id", "c"), ("begin_offsets", {}), ("end_offsets", {})):
+        monkeypatch.setattr(admin, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(admin, "topic_ids", lambda kafka, names: dict.fromkeys(names, "id"))
+    opened: list[str] = []
+
+    async def open_(topic: str, *_: Any) -> None:
+        opened.append(topic)
+
+    monkeypatch.setattr(sink, "_open", open_)
+    monkeypatch.setattr(sink, "_assign", lambda: None)
+    await sink._look_for_topics()
+    other, resting = (held, "shop.a.b-c") if held else ("shop.a.b-c", "shop.a.b_c")
+    assert opened == sorted([other, "shop.a.d"])
+    assert f"{other} does" in sink._halted[resting]
+    del topics[other]
+    opened.clear()
+    await sink._look_for_topics()
+    problems = sink._problems()
+    await sink.close()
+    assert problems is None
 
 
 @pytest.mark.parametrize("keyed", [True, False])
