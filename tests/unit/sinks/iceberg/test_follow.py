@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -220,6 +221,20 @@ def test_a_first_record_with_another_key_does_not_say_the_tables(catalog, key):
         assert not land(table, *stage).rejects
     assert opened(CurrentTable(catalog, "silver.things", TOPIC)).key == ("id",)
     assert rows_of(table, "id") == [(1,), (2,)]
+
+
+def test_files_of_a_table_have_bloom_filters_on_its_key_whichever_it_is(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+
+    def filtered() -> set[str]:
+        files = [task.file.file_path.removeprefix("file://") for task in table.table.scan().plan_files()]
+        statement = "SELECT path_in_schema FROM parquet_metadata(?) WHERE bloom_filter_length > 0"
+        return {name for (name,) in duckdb.execute(statement, [files]).fetchall()}
+
+    land(table, slice_of([change("c", thing(n, f"n{n}"), n) for n in range(100)], key_named=True))
+    assert filtered() == {"id"}
+    land(table, slice_of([change("u", thing(n, f"n{n}", 1), 200 + n) for n in range(99)], 100, **NAMED))
+    assert filtered() == {"id", "name"}
 
 
 def test_a_table_gets_its_first_key_while_it_streams(catalog):
