@@ -18,6 +18,10 @@ SETUP = (
     "INSERT INTO steady SELECT g, 0 FROM generate_series(1, 20) g",
     "CREATE TABLE rekeyed (id int PRIMARY KEY, a int NOT NULL, b text NOT NULL, v int)",
     "INSERT INTO rekeyed SELECT g, g % 7, 'b' || g, 0 FROM generate_series(1, 60) g",
+    "CREATE TABLE unkeyed (id int NOT NULL, v int)",
+    "INSERT INTO unkeyed SELECT g, 0 FROM generate_series(1, 60) g",
+    "CREATE TABLE order$items (id int PRIMARY KEY, v int)",
+    "INSERT INTO order$items SELECT g, 0 FROM generate_series(1, 9) g",
     "CREATE TABLE retyped (id int PRIMARY KEY, v int, w int)",
     "INSERT INTO retyped VALUES (1, 1, 1), (2, 2, 2)",
     "CREATE TABLE dropped (id int PRIMARY KEY)",
@@ -28,7 +32,7 @@ SETUP = (
 async def test_definitions_change_while_it_streams(settings: Settings, connect_url: str, tmp_path: Path) -> None:
     with captured(settings, connect_url, tmp_path, *SETUP) as capture:
         async with streaming(capture, connect_url) as lifecycle:
-            tables = ("things", "steady", "rekeyed", "retyped", "dropped")
+            tables = ("things", "steady", "rekeyed", "unkeyed", "order$items", "retyped", "dropped")
             await capture.equal(*tables)
             before = capture.table("things")
             assert before is not None
@@ -64,12 +68,19 @@ async def test_definitions_change_while_it_streams(settings: Settings, connect_u
                 "INSERT INTO rekeyed VALUES (1, 1, 'twice the id', 2)",
             )
             capture.execute(
+                "INSERT INTO unkeyed VALUES (61, 0)",
+                "ALTER TABLE unkeyed ADD PRIMARY KEY (id)",
+                "UPDATE unkeyed SET v = 1 WHERE id % 3 = 0",
+                "DELETE FROM unkeyed WHERE id % 5 = 0",
+                "UPDATE order$items SET v = id",
+            )
+            capture.execute(
                 "CREATE TABLE late (id int PRIMARY KEY, v int)",
                 f"ALTER PUBLICATION {capture.name} ADD TABLE late",
                 "INSERT INTO late SELECT g, g FROM generate_series(1, 9) g",
                 "INSERT INTO dropped VALUES (2)",
             )
-            await capture.equal("things", "rekeyed", "late", "dropped")
+            await capture.equal("things", "rekeyed", "unkeyed", "order$items", "late", "dropped")
             moved = await still_moving(capture, moved)
             assert lifecycle.problems() == {}
             # Renamed: what it held is not sent again. The table says so, and reading it again makes it right.
