@@ -113,6 +113,7 @@ def large_values(capture: Capture) -> None:
             f"UPDATE {table} SET v = 9, ta = NULL WHERE id = 2",
         )
     capture.transaction("UPDATE bigfull SET id = 3 WHERE id = 2", "UPDATE bigfull SET v = 4 WHERE id = 3")
+    capture.execute("UPDATE big SET id = 3 WHERE id = 2", "UPDATE big SET id = 4, v = 5, j = '{}' WHERE id = 1")
 
 
 def keyless_changes(capture: Capture) -> None:
