@@ -18,6 +18,8 @@ Mask = npt.NDArray[np.bool_]
 
 # Columns that tables of rows have beside the source's.
 OWN = frozenset([*COORDINATES.names, *COLUMNS.names])
+# A key of the source that its table does not have.
+KEY_RULE = "key: another"
 OPERATIONS = pa.array(["c", "r", "u", "d", "t", "m"])
 
 
@@ -100,7 +102,7 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
         yield "key", written | deletes, f"the row has no {', '.join(sorted(missing))}"
         return
     if part.key_fields != key:
-        yield "key", written | deletes, _other_key(part, key)
+        yield KEY_RULE if part.key_named else "key", written | deletes, _other_key(part, key)
         return
     if not key:
         changed = deletes | mask_of(pc.equal(op, "u"))

@@ -21,6 +21,7 @@ from headrace.errors import HeadraceError, TransientError, UnavailableError
 from headrace.kafka import Chunk
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
+from sinks.iceberg.applicable import KEY_RULE
 from sinks.iceberg.gather import ENOUGH_BYTES, Gatherer, batches
 from sinks.iceberg.marks import LOG_RULE
 from sinks.iceberg.owned import TYPE_RULE, OwnedTable, Prepared, Source
@@ -34,6 +35,9 @@ EARLY = 0.2
 MAX_COMMIT_BYTES = 64 << 20
 # Decoded records of one topic: one commit under way and the next one filling.
 MAX_DECODED_BYTES = 2 * MAX_COMMIT_BYTES
+
+# Rules that records break because their source has changed: so will those that follow.
+CHANGED_RULES = (TYPE_RULE, LOG_RULE, KEY_RULE)
 
 log = get_logger("sink")
 
@@ -328,7 +332,7 @@ class TopicFlow:
         metrics.LAST_COMMIT.labels(name).set(now)
         metrics.BATCH_ROWS.labels(*flow.flow).observe(sum(len(part) for part in prepared.slices))
         refused = 0
-        changed = next((r.reasons[0] for r in prepared.rejects if r.rule in (TYPE_RULE, LOG_RULE) and r.reasons), None)
+        changed = next((r.reasons[0] for r in prepared.rejects if r.rule in CHANGED_RULES and r.reasons), None)
         if changed is not None and flow.refused is None:
             log.error("rows go to the quarantine, as their source has changed", table=name, reason=changed)
         flow.refused = changed and f"rows go to the quarantine: {changed}"
