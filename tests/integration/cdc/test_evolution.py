@@ -7,7 +7,9 @@ from pathlib import Path
 
 import psycopg
 
+from governance.verify.current import source_of
 from headrace.config import Settings
+from schemas.names import SIGNAL_TABLE
 from tests.integration.cdc.capture import Capture, captured, streaming
 
 SETUP = (
@@ -22,6 +24,7 @@ SETUP = (
     "INSERT INTO unkeyed SELECT g, 0 FROM generate_series(1, 60) g",
     "CREATE TABLE order$items (id int PRIMARY KEY, v int)",
     "INSERT INTO order$items SELECT g, 0 FROM generate_series(1, 9) g",
+    f"CREATE TABLE {SIGNAL_TABLE} (id varchar(64) PRIMARY KEY, type varchar(32) NOT NULL, data text)",
     "CREATE TABLE retyped (id int PRIMARY KEY, v int, w int)",
     "INSERT INTO retyped VALUES (1, 1, 1), (2, 2, 2)",
     "CREATE TABLE dropped (id int PRIMARY KEY)",
@@ -99,6 +102,25 @@ async def test_definitions_change_while_it_streams(settings: Settings, connect_u
             }
             assert "v is string here but int32 in the table" in str(lifecycle.problems())
             await still_moving(capture, moved)
+            # No row has the renamed key: they stay, and what comes under it is refused until the table is read again.
+            topic = capture.topic("order_items")
+            assert source_of(capture.url, topic) == ("public", "order$items")
+            capture.execute(
+                "ALTER TABLE order$items RENAME COLUMN id TO number",
+                "UPDATE order$items SET v = 0",
+                "ALTER TABLE unkeyed DROP CONSTRAINT unkeyed_pkey",
+                "INSERT INTO unkeyed VALUES (99, 9)",
+            )
+            await capture.until(lambda: len(capture.quarantined("order_items")) < 9 and "not refused yet")
+            assert {q["rule"] for q in capture.quarantined("order_items")} == {"key: another"}
+            assert sorted((row["id"], row["v"]) for row in capture.landed("order_items")) == [
+                (n, n) for n in range(1, 10)
+            ]
+            await capture.until(lambda: not capture.quarantined("unkeyed") and "not refused yet")
+            assert "message.key.columns" in capture.quarantined("unkeyed")[0]["reason"]
+            again = '{"type": "INCREMENTAL", "data-collections": ["public[.]order.items"]}'
+            capture.execute(f"INSERT INTO {SIGNAL_TABLE} VALUES ('one', 'execute-snapshot', '{again}')")
+            await capture.equal("order$items")
             stop.set()
             await writer
             await capture.equal("things", "steady", "rekeyed", "late")
