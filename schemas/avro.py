@@ -71,6 +71,21 @@ class Node:
         return {"null": 0, "float": 4, "double": 8, "fixed": self.size}.get(self.kind, 1)
 
 
+def standalone(node: Node) -> Schema:
+    """The schema of a node alone, with what its references name written out."""
+    if node.kind == "union":
+        return [standalone(branch) for branch in node.branches]
+    out = {**node.attributes, "type": node.kind}
+    if node.name:
+        out |= {"name": node.name, "namespace": node.name.rpartition(".")[0]}
+    if node.kind == "record":
+        said = zip(node.attributes["fields"], node.fields, strict=True)
+        out["fields"] = [{**field, "type": standalone(f.node)} for field, f in said]
+    if node.items is not None:
+        out["items" if node.kind == "array" else "values"] = standalone(node.items)
+    return out
+
+
 def canonical(schema: Schema) -> str:
     """The schema as text that is the same for equal schemas, whatever the order of their keys."""
     return json.dumps(schema, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.errors import ContractError
-from schemas.avro import NO_DEFAULT, Node, parse
+from schemas.avro import NO_DEFAULT, Node, parse, standalone
 from schemas.clashes import clashes
+from schemas.codec.defaults import default_array
 from schemas.compatibility import breaking_changes
 from schemas.contracts import Contract, FieldSpec, PartitionField, Problem, contract_files, read_contract
 from schemas.names import NAMESPACES
@@ -205,11 +206,13 @@ class _Checker:
 
     def _defaults(self, node: Node) -> None:
         for field in node.fields:
-            if field.default is not NO_DEFAULT and not _fits(field.node, field.default):
-                first = field.node.branches[0].kind if field.node.branches else field.node.kind
-                self.note(
-                    f"{field.node.path}.default", f"{field.default!r} is not {first}", "it has the first type's form"
-                )
+            if field.default is not NO_DEFAULT:
+                first = field.node.branches[0] if field.node.branches else field.node
+                try:
+                    default_array(standalone(first), field.default)
+                except ContractError as e:
+                    hint = "it has the first type's form" if field.node.branches else ""
+                    self.note(f"{field.node.path}.{e.where}", e.what, hint)
             self._defaults(field.node)
         for inner in (*node.branches, *filter(None, [node.items])):
             self._defaults(inner)
@@ -340,38 +343,3 @@ class _Checker:
 def _suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), 1)
     return f"did you mean {close[0]}?" if close else ""
-
-
-_RANGES = {"int": 2**31, "long": 2**63}
-
-
-def _fits(node: Node, value: Any) -> bool:
-    """Whether JSON data can be the default of a type; a union's has the form of its first branch."""
-    match node.kind:
-        case "union":
-            return _fits(node.branches[0], value)
-        case "null":
-            return value is None
-        case "boolean":
-            return isinstance(value, bool)
-        case "int" | "long":
-            bound = _RANGES[node.kind]
-            return isinstance(value, int) and not isinstance(value, bool) and -bound <= value < bound
-        case "float" | "double":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "string":
-            return isinstance(value, str)
-        case "enum":
-            return value in node.symbols
-        case "bytes" | "fixed":
-            sized = node.kind == "bytes" or (isinstance(value, str) and len(value) == node.size)
-            return isinstance(value, str) and sized and all(ord(c) < 256 for c in value)
-        case "array":
-            return isinstance(value, list) and node.items is not None and all(_fits(node.items, v) for v in value)
-        case "map":
-            inner = node.items
-            return isinstance(value, dict) and inner is not None and all(_fits(inner, v) for v in value.values())
-        case _:
-            return isinstance(value, dict) and all(
-                _fits(f.node, value[f.name]) if f.name in value else f.default is not NO_DEFAULT for f in node.fields
-            )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import fastavro
 import pyarrow as pa
 
 from headrace.errors import ContractError
-from schemas.codec import Decoder
+from schemas.codec.defaults import default_array
 
 NIL_UUID = "00000000-0000-0000-0000-000000000000"
 
@@ -25,31 +23,11 @@ def default_scalar(field: Mapping[str, Any]) -> pa.Scalar | None:
     if value is None:
         return None
     kind = field["type"][0] if isinstance(field["type"], list) else field["type"]
-    plain = fastavro.parse_schema({"type": "record", "name": "Row", "fields": [{"name": "x", "type": _plain(kind)}]})
-    encoded = io.BytesIO()
     try:
-        fastavro.schemaless_writer(encoded, plain, {"x": _bytes(value, kind)})
-        decoder = Decoder({"type": "record", "name": "Row", "fields": [{"name": "x", "type": kind}]})
-    except (ValueError, TypeError, AttributeError, ContractError):
+        scalar = default_array(kind, value)[0]
+    except ContractError:
         return None
-    decoded = decoder.decode(pa.array([encoded.getvalue()], pa.binary()), skip=0)
-    if len(decoded.bad):
-        return None
-    scalar = decoded.batch.column(0)[0]
     return None if _is_filler(scalar, kind) else scalar
-
-
-def _plain(kind: Any) -> Any:
-    """A type without its meaning: what is written is what the JSON says."""
-    if isinstance(kind, Mapping):
-        bare = {k: _plain(v) if k in ("items", "values") else v for k, v in kind.items() if k != "logicalType"}
-        return bare if kind["type"] in ("record", "enum", "fixed", "array", "map") else kind["type"]
-    return kind
-
-
-def _bytes(value: Any, kind: Any) -> Any:
-    name = kind["type"] if isinstance(kind, Mapping) else kind
-    return value.encode("latin-1") if name in ("bytes", "fixed") else value
 
 
 def _is_filler(value: pa.Scalar, kind: Any) -> bool:

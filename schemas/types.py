@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.errors import ContractError
-from schemas.avro import NO_DEFAULT, Node, Schema, parse
+from schemas.avro import NO_DEFAULT, Node, Schema, parse, standalone
 
 UTC_MICROS = pa.timestamp("us", "UTC")
 LOCAL_MICROS = pa.timestamp("us")
@@ -215,7 +215,7 @@ def nullable(node: Node) -> bool:
 def _field(name: str, node: Node, default: Any = NO_DEFAULT, aliases: Sequence[str] = ()) -> pa.Field:
     metadata = {}
     if default is not NO_DEFAULT and default is not None:
-        metadata[DEFAULT] = json.dumps(default).encode()
+        metadata[DEFAULT] = json.dumps({"type": standalone(node), "default": default}).encode()
     if aliases:
         metadata[ALIASES] = json.dumps(aliases).encode()
     return pa.field(name, arrow_type(node), nullable(node), metadata=metadata or None)
@@ -224,7 +224,8 @@ def _field(name: str, node: Node, default: Any = NO_DEFAULT, aliases: Sequence[s
 def arrow_schema(avro: Schema) -> pa.Schema:
     """The Arrow schema of messages under an Avro schema: fields in order, required ones not nullable.
 
-    A default other than null and aliases are kept as JSON in the field's metadata: `avro.default`, `avro.aliases`.
+    A default other than null, with the type that gives it its meaning, and aliases are kept as JSON in the field's
+    metadata: `avro.default`, `avro.aliases`.
     Raises `ContractError` for a schema that has no columns (malformed, recursive).
     """
     return pa.schema(list(arrow_type(parse(avro))))
@@ -340,10 +341,10 @@ def _iceberg_type(t: pa.DataType, path: str) -> pa.DataType:
     raise ContractError(f"Iceberg has no type for {t}", where=path)
 
 
-def default_of(field: pa.Field) -> Any:
-    """The default that `arrow_schema` kept for a field, as JSON data; None when there is none."""
+def default_of(field: pa.Field) -> bytes | None:
+    """What `arrow_schema` kept of a field's default, for `codec.defaults.declared`; None when there is none."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}
-    return json.loads(metadata[DEFAULT]) if DEFAULT in metadata else None
+    return metadata.get(DEFAULT)
 
 
 def aliases_of(field: pa.Field) -> tuple[str, ...]:

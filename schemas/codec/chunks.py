@@ -91,9 +91,9 @@ class ChunkDecoder:
         except ContractError as e:
             return reasons.reason(reasons.UNSUPPORTED_SCHEMA, f"{schema_id}, {e.where} {e.what}")
         schema = decoder.schema
-        if self._names is not None:
-            schema = read_as(pa.RecordBatch.from_pylist([], schema=schema), self._names).schema
         try:
+            if self._names is not None:
+                schema = read_as(pa.RecordBatch.from_pylist([], schema=schema), self._names).schema
             if self._reader is not None:
                 check_schema(schema, self._reader)
             else:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ContractError
+from schemas.codec.defaults import declared
 from schemas.types import aliases_of, default_of
 
 _WIDER = {
@@ -127,16 +128,17 @@ def rebuilt(array: pa.Array, type_: pa.DataType, items: pa.Array) -> pa.Array:
 
 
 def absent(n: int, field: pa.Field) -> pa.Array:
-    """The values of a field that the writer did not have: its default, else null."""
-    default = default_of(field)
-    if default is None:
+    """The values of a field that the writer did not have: its default, else null.
+
+    Raises `ContractError` for a default that is no value of its type, however few values are asked for.
+    """
+    declaration = default_of(field)
+    if declaration is None:
         return pa.nulls(n, field.type)
     try:
-        if isinstance(default, str) and (pa.types.is_binary(field.type) or pa.types.is_fixed_size_binary(field.type)):
-            default = default.encode("latin-1")
-        return pa.repeat(pa.scalar(default, field.type), n)
-    except (pa.ArrowException, ValueError, TypeError) as e:
-        raise ContractError(f"its default is no {field.type}", where=field.name) from e
+        return conform(declared(declaration), field).take(pa.array(np.zeros(n, np.int64)))
+    except ContractError as e:
+        raise ContractError(e.what, where=f"{field.name}.{e.where}") from e
 
 
 def conform_batch(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
@@ -198,8 +200,8 @@ def union(first: pa.Field, second: pa.Field, path: str = "") -> pa.Field:
         for field in here:
             where = f"{path}.{field.name}" if path else field.name
             index = there.get_field_index(field.name)
-            fields.append(union(field, there.field(index), where) if index >= 0 else field.with_nullable(True))
-        fields += [field.with_nullable(True) for field in there if here.get_field_index(field.name) < 0]
+            fields.append(union(field, there.field(index), where) if index >= 0 else _alone(field))
+        fields += [_alone(field) for field in there if here.get_field_index(field.name) < 0]
         return pa.field(first.name, pa.struct(fields), nullable, metadata)
     if pa.types.is_map(here) and pa.types.is_map(there):
         item = union(here.item_field, there.item_field, f"{path}[]")
@@ -217,6 +219,15 @@ def union(first: pa.Field, second: pa.Field, path: str = "") -> pa.Field:
         if widens(other, type_):
             return pa.field(first.name, type_, nullable, metadata)
     raise ContractError(f"{here} and {there} have no type in common", where=path)
+
+
+def _alone(field: pa.Field) -> pa.Field:
+    """A field that some writers lack. Their records have its default, or null for one that they cannot have."""
+    try:
+        absent(0, field)
+    except ContractError:
+        field = field.remove_metadata()
+    return field.with_nullable(True)
 
 
 def union_schema(first: pa.Schema, second: pa.Schema) -> pa.Schema:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import struct
+from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import fastavro
@@ -314,3 +316,78 @@ def test_a_default_is_for_those_writers_alone_that_lack_the_field() -> None:
     names = arrow_schema({**V1, "fields": [*V1["fields"], {"name": "more", "type": "double", "default": 9.0}]})
     found = ChunkDecoder(known, names=names).decode(pa.array([one(1, 1), one(2, 2), one(1, 3)], pa.binary()))
     assert found.batch.column("more").to_pylist() == [9.0, 0.5, 9.0]
+
+
+PART = {
+    "type": "record",
+    "name": "Part",
+    "fields": [{"name": "a", "type": "int", "default": 4}, {"name": "b", "type": "bytes"}],
+}
+ZONED = {"type": "string", "connect.name": "io.debezium.time.ZonedTimestamp"}
+MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 6, "scale": 2}
+DEFAULTS: list[tuple[Any, Any, Any]] = [
+    ({"type": "array", "items": "string"}, [], []),
+    ({"type": "array", "items": ["null", PART]}, [None, {"b": "\u00ff"}], [None, {"a": 4, "b": b"\xff"}]),
+    ({"type": "map", "values": "long"}, {}, []),
+    ({"type": "map", "values": "double"}, {"x": 1}, [("x", 1.0)]),
+    (MONEY, "\u0001", Decimal("0.01")),
+    ({**MONEY, "precision": 60}, "\u0001", "0.01"),
+    (["long", "string"], 5, {"long": 5, "string": None}),
+    (["null", "long"], 5, 5),
+    (ZONED, "2024-01-02T03:04:05Z", datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)),
+    (INSTANT, 1, datetime(1970, 1, 1, 0, 0, 0, 1, tzinfo=UTC)),
+    ("bytes", "\u00ff", b"\xff"),
+    ({"type": "fixed", "name": "F", "size": 2}, "\u00ff\u0000", b"\xff\0"),
+    (PART, {"b": "\u00ff"}, {"a": 4, "b": b"\xff"}),
+    (ENUM, "A", "A"),
+    ("float", 1.5, 1.5),
+    ("boolean", False, False),
+]
+
+
+def with_default(type_: Any, default: Any) -> dict[str, Any]:
+    new = {"name": "new", "type": type_, "default": default}
+    return {**V1, "fields": [*V1["fields"], new]}
+
+
+@pytest.mark.parametrize(("type_", "default", "expected"), DEFAULTS)
+@pytest.mark.parametrize("how", ["reader", "names"])
+def test_a_default_is_what_a_record_that_holds_it_decodes_to(how: str, type_: Any, default: Any, expected: Any) -> None:
+    decoder = ChunkDecoder(known, **{how: arrow_schema(with_default(type_, default))})
+    bad = decoder.decode(pa.array([one(1, 1) + b"!"], pa.binary()))
+    assert bad.reasons == ["trailing bytes"]
+    found = decoder.decode(pa.array([one(1, 1), one(1, 2)], pa.binary())).batch
+    found.validate(full=True)
+    assert found.column("new").to_pylist() == [expected, expected]
+    assert found.schema.field("new").type == arrow_schema(with_default(type_, default)).field("new").type
+
+
+UNFIT: list[tuple[Any, Any, str]] = [
+    ("long", 2**63, "new.default 9223372036854775808 is not long"),
+    ("float", 1e39, "new.default 1e+39 is not float"),
+    ("double", 10**400, "is not double"),
+    ("bytes", "\u0100", "new.default '\u0100' is not bytes"),
+    (MONEY, "\u0001\u0000\u0000\u0000", "is no value of its type: too many digits"),
+    ({"type": "int", "logicalType": "date"}, 2**31 - 1, "new.default 2147483647 is no value of its type: out of range"),
+    (ZONED, "tomorrow", "new.default 'tomorrow' is no value of its type: invalid timestamp"),
+    (PART, {"a": 1}, "new.default.b is missing and has no default"),
+    ({"type": "array", "items": "long"}, ["x"], "new.default[] 'x' is not long"),
+]
+
+
+@pytest.mark.parametrize(("type_", "default", "words"), UNFIT)
+@pytest.mark.parametrize("how", ["reader", "names"])
+def test_a_default_that_cannot_be_had_makes_the_records_bad_that_need_it(
+    how: str, type_: Any, default: Any, words: str
+) -> None:
+    decoder = ChunkDecoder(known, **{how: arrow_schema(with_default(type_, default))})
+    (reason,) = decoder.decode(pa.array([one(1, 1)], pa.binary())).reasons
+    assert reason.startswith("incompatible schema: 1, ")
+    assert words in reason
+
+
+def test_a_writer_s_default_that_cannot_be_had_is_null_where_the_field_is_not() -> None:
+    schemas = {1: V1, 2: with_default("long", "x")}
+    two = framed(one(1, 2)[5:] + b"\x0a", 2)
+    found = ChunkDecoder(schemas.__getitem__).decode(pa.array([one(1, 1), two], pa.binary()))
+    assert found.batch.column("new").to_pylist() == [None, 5]

@@ -198,6 +198,13 @@ def add(**attributes):
         (change_field("buyer", subject="idd"), "buyer.subject", "did you mean id"),
         (change_field("gross", default=1.5), "gross.default", "is not null"),
         (change_field("net", default="x"), "", "Default value"),
+        (add(name="f", type="float", default=1e39), "f.default", "1e+39 is not float"),
+        (add(name="tags", type={"type": "array", "items": "long"}, default=["x"]), "tags.default[]", "'x' is not long"),
+        (
+            add(name="d", type={"type": "int", "logicalType": "date"}, default=2**31 - 1),
+            "d.default",
+            "no value of its type: out of range",
+        ),
         (
             change_field("at", type={"type": "long", "logicalTyp": "timestamp-micros"}),
             "at.type.logicalTyp",
