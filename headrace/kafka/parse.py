@@ -190,7 +190,8 @@ def parse_records(
             if key_size > 0:
                 p += key_size
             value_size, p = read_varint(p, end)
-            if value_size < -1 or value_size >= end - p:
+            # The count of headers comes after it, even after none.
+            if value_size < -1 or value_size >= end - p or p >= end:
                 return malformed
             value = p
             if value_size > 0:

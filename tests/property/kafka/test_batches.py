@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from headrace import native
 from headrace.errors import HeadraceError
-from headrace.kafka.errors import BatchTooLargeError
+from headrace.kafka import layout
+from headrace.kafka.errors import BatchTooLargeError, CorruptBatchError
 from headrace.kafka.reader import FetchReader, LegacyFormatError, ReadLimits
 from headrace.kafka.writer import encode_batches, encode_one_batch, partition_for
 from tests.unit.kafka.rows import Row, arrays, columns, rows_of
@@ -172,3 +173,12 @@ def test_partitions_are_the_default_partitioner_s(keys: list[bytes | None], part
 def test_checksums_with_and_without_the_processor_s_instruction_agree(data: bytes) -> None:
     memory = np.frombuffer(data, np.uint8)
     assert native.crc32c(memory.ctypes.data, len(data)) == native.crc32c_by_table(memory.ctypes.data, len(data))
+
+
+@pytest.mark.parametrize("headers", [True, False])
+def test_a_record_without_the_count_of_its_headers_is_malformed(headers: bool) -> None:
+    log = bytearray(produce([(b"key", b"value", 0, ()), (None, None, 0, ())], 0)[:-1])
+    log[layout.LENGTH : layout.LENGTH + 4] = (len(log) - layout.LOG_OVERHEAD).to_bytes(4, "big")
+    log[1 - layout.MIN_RECORD_SIZE] -= 2  # the length of the last record, a zigzag varint
+    with pytest.raises(CorruptBatchError, match="malformed"):
+        list(FetchReader(ReadLimits(), headers=headers).read(GUARDED.put(bytes(log)), "t", 0, 0, check_crc=False))
