@@ -3,7 +3,8 @@
 fastavro is the measure: the same values, the same bytes, the same messages refused, but for these.
 - Refused here alone, since the type has no such value or the claim cannot be true: ints beyond 32 bits, booleans
   but 0 and 1, varints of more than 10 bytes, negative lengths and indexes, more items than bytes, decimals with more
-  digits than their precision, and bytes after the record.
+  digits than their precision, bytes after the record, and messages that would take more memory than is in proportion
+  to their size (`Decoder.decode` says how much).
 - UUIDs stay text and are not checked. Nanoseconds become microseconds. A map keeps a key that comes twice.
 - Debezium's semantic types are understood, with their own rules for what lies out of range (see schemas.types).
 - Recursive types, arrays of items that take no bytes and unions of null alone have no columns: `ContractError`.

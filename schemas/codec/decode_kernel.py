@@ -106,6 +106,7 @@ def decode(
         while level < levels_end:
             store_i64(level + ops.SAVED, load_i64(level + ops.CURSOR))
             level += ops.LEVEL_BYTES
+        room = ops.FREE_BYTES + ops.BYTES_OF_A_BYTE * (end - p)
         failure = ops.TRUNCATED if p > end else 0
         row = out
         null_end = 0
@@ -140,6 +141,11 @@ def decode(
                     failure = ops.LENGTH if value < 0 else ops.TRUNCATED
                 elif code == ops.NUMBER and value > load_i64(op + ops.ARGUMENT):
                     failure = ops.DIGITS
+                elif code == ops.NUMBER and (
+                    ops.DIGITS_OF_A_BYTE * (load_i32(column + 4 * row) + value) + ops.DIGITS_BESIDE * (row + 1)
+                    > _MAX_I32
+                ):
+                    failure = ops.TOO_LARGE
                 elif code == ops.STRING and valid_text(p, value, limit) == 0:
                     failure = ops.UTF8
                 else:
@@ -254,6 +260,8 @@ def decode(
                     continue
                 if value < 0 or value > (end - p) // load_i64(level + ops.MINIMUM):
                     failure = ops.COUNT
+                elif (cursor + value - load_i64(level + ops.SAVED)) * load_i64(level + ops.WIDTH) > room:
+                    failure = ops.TOO_LARGE
                 elif value > load_i64(level + ops.CAPACITY) - cursor:
                     level = levels
                     while level < levels_end:

@@ -19,8 +19,6 @@ Int64s = npt.NDArray[np.int64]
 
 _ALIGNMENT = 64
 _SPARE = 16
-# A few bytes of nulls can stand for kilobytes of columns; what one message may claim for its items has an end.
-MAX_LEVEL_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,12 @@ class Decoder:
         self.schema = self._program.schema
 
     def decode(self, values: pa.BinaryArray, skip: int = 5) -> Decoded:
-        """Decode every message, whose Avro body begins after `skip` bytes. Bad messages raise nothing."""
+        """Decode every message, whose Avro body begins after `skip` bytes. Bad messages raise nothing.
+
+        A message is `too large` when its row, or its items of one array or map, would take more than 64 KiB and 512
+        times its size. So a call takes a small multiple of that for all its messages, and what is refused does not
+        depend on the others, but where a column is full: one of text ends at 2 GiB.
+        """
         nulls = null_indexes(values)
         messages = np.arange(len(values), dtype=np.int64)
         if len(nulls):
@@ -60,15 +63,28 @@ class Decoder:
 
     def decode_some(self, values: pa.BinaryArray, messages: Int64s, nulls: Int64s, skip: int = 5) -> Decoded:
         """Decode the messages with the given indexes, ascending and not null."""
-        run = _Run(self._program, values, messages)
+        oversized = self._oversized(values, messages, skip)
+        run = _Run(self._program, values, np.setdiff1d(messages, oversized) if len(oversized) else messages)
         run.decode(skip)
         bad = run.bad[: run.n_bad]
+        if len(oversized):
+            nowhere = len(self._program.paths)
+            bad = np.concatenate([bad, [(message, ops.TOO_LARGE, nowhere) for message in oversized.tolist()]])
+            bad = bad[np.argsort(bad[:, 0])]
         batch = pa.RecordBatch.from_arrays([run.array(c) for c in self._program.columns], schema=self.schema)
         if not self.schema:
             batch = pa.RecordBatch.from_struct_array(pa.nulls(run.rows, pa.struct([])))
         rows = np.setdiff1d(messages, bad[:, 0], assume_unique=True) if len(bad) else messages
         texts = [reason(TEXTS[code], self._program.path(operation)) for _, code, operation in bad.tolist()]
         return Decoded(batch, rows, bad[:, 0].copy(), texts, nulls, np.empty(0, np.int64))
+
+    def _oversized(self, values: pa.BinaryArray, messages: Int64s, skip: int) -> Int64s:
+        """The messages whose row alone takes more than it may (see ops), whatever is in it."""
+        if self._program.width <= ops.FREE_BYTES or not len(messages):
+            return np.empty(0, np.int64)
+        ends = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
+        room = ops.FREE_BYTES + ops.BYTES_OF_A_BYTE * (np.diff(ends)[messages].astype(np.int64) - skip)
+        return messages[self._program.width > room]
 
 
 class _Run:
@@ -87,6 +103,7 @@ class _Run:
         self.bad = np.empty((len(messages), 3), np.int64)
         self.levels = np.zeros((len(program.levels), ops.LEVEL_BYTES // 8), np.int64)
         self.levels[:, ops.MINIMUM // 8] = [level.minimum for level in program.levels]
+        self.levels[:, ops.WIDTH // 8] = [level.width for level in program.levels]
         # Two blocks a level: the one that columns are, and the one that goes with this run.
         self.blocks = [np.empty(0, np.uint8) for _ in range(2 + 2 * len(program.levels))]
         self.starts = np.zeros(len(program.slots), np.int64)
@@ -95,8 +112,8 @@ class _Run:
             for block in range(len(self.blocks))
         ]
         self.reserve(0, len(messages))
-        for level in range(1, 1 + len(program.levels)):
-            self.reserve(level, len(messages) + 64)
+        for number, level in enumerate(program.levels, 1):
+            self.reserve(number, min(len(messages) + 64, ops.FREE_BYTES * (len(messages) + 64) // level.width))
 
     def size_of(self, slot: int, rows: int) -> int:
         wanted = self.program.slots[slot]
@@ -147,24 +164,8 @@ class _Run:
             )
             if full == 0:
                 break
-            self.grow(full, state)
+            self.reserve(full, 2 * int(state[ops.WANTED // 8]))
         self.rows, self.n_bad = int(state[ops.ROWS // 8]), int(state[ops.BAD // 8])
-
-    def grow(self, level: int, state: Int64s) -> None:
-        """Twice the items that were wanted, or a message refused that wants more than is reasonable."""
-        wanted = int(state[ops.WANTED // 8])
-        held = int(self.levels[level - 1, ops.CURSOR // 8])
-        width = sum(slot.width for slot in self.program.slots if slot.level == level)
-        if (wanted - held) * width > MAX_LEVEL_BYTES:
-            position, n_bad = int(state[ops.NEXT_MESSAGE // 8]), int(state[ops.BAD // 8])
-            operation = next(
-                i for i, row in enumerate(self.program.table) if row[0] == ops.BLOCK and row[2] == level - 1
-            )
-            self.bad[n_bad] = (self.messages[position], ops.TOO_LARGE, operation)
-            state[ops.NEXT_MESSAGE // 8] += 1
-            state[ops.BAD // 8] += 1
-        else:
-            self.reserve(level, 2 * wanted)
 
     def count(self, level: int) -> int:
         return self.rows if level == 0 else int(self.levels[level - 1, ops.CURSOR // 8])
@@ -194,7 +195,7 @@ class _Run:
             scales = self.view(scale.values, n).view(np.int32)
         valid = self.view(column.validity, n) if column.validity >= 0 else None
         sources, offsets = self.view(value.sources, n).view(np.int64), self.view(value.offsets, n).view(np.int32)
-        return to_text(sources, offsets, scales, valid, column.node.path)
+        return to_text(sources, offsets, scales, valid)
 
     def array(self, column: Column) -> pa.Array:
         n = self.count(column.level)

@@ -15,6 +15,7 @@ import pyarrow as pa
 from headrace.errors import ContractError
 from headrace.kernels import kernel
 from headrace.native import load_i32, load_i64, load_u8, store_i32, store_i64, store_u8
+from schemas.codec import ops
 
 # PostgreSQL's largest numeric has 147,455 digits; turning them into text costs the square of their count.
 MAX_BYTES = 61_440
@@ -121,7 +122,7 @@ def _write(out: int, p: int, n: int, scale: int, scratch: int) -> int:
     return out + size
 
 
-@kernel("i8(i8,i8,i8,i8,i8,i8,i8,i8)")
+@kernel("i8(i8,i8,i8,i8,i8,i8,i8,i8)", uses=(ops,))
 def _write_all(
     n: int, sources: int, offsets: int, scales: int, scale: int, validity: int, out: int, out_offsets: int
 ) -> int:
@@ -130,7 +131,8 @@ def _write_all(
     store_i32(out_offsets, 0)
     room = out
     for i in range(n):
-        room += 3 * (load_i32(offsets + 4 * i + 4) - load_i32(offsets + 4 * i)) + 96
+        size = load_i32(offsets + 4 * i + 4) - load_i32(offsets + 4 * i)
+        room += ops.DIGITS_OF_A_BYTE * size + ops.DIGITS_BESIDE
     for i in range(n):
         if validity == 0 or load_u8(validity + i) != 0:
             size = load_i32(offsets + 4 * i + 4) - load_i32(offsets + 4 * i)
@@ -145,17 +147,14 @@ def to_text(
     offsets: npt.NDArray[np.int32],
     scales: npt.NDArray[np.int32] | int,
     valid: npt.NDArray[np.uint8] | None,
-    where: str,
 ) -> tuple[pa.Buffer, pa.Buffer]:
     """Offsets and data of a string array: number i has the bytes at address `sources[i]`, as many as `offsets` say.
 
-    What is not valid is empty text. Raises `ContractError` for more than 2 GiB of text.
+    What is not valid is empty text. The numbers must fit into 2 GiB of text, by `ops.DIGITS_OF_A_BYTE` and its fellow.
     """
     n = len(sources)
     lengths = np.diff(offsets[: n + 1]).astype(np.int64)
-    room = int(lengths.sum()) * 3 + 96 * n
-    if room > 2**31 - 1:
-        raise ContractError("more than 2 GiB of digits in one batch", where=where, hint="decode slices of it")
+    room = ops.DIGITS_OF_A_BYTE * int(lengths.sum()) + ops.DIGITS_BESIDE * n
     text = np.empty(room + 14 * int(lengths.max(initial=0)) + 64, np.uint8)
     ends = np.empty(n + 1, np.int32)
     own, common = (scales.ctypes.data, 0) if isinstance(scales, np.ndarray) else (0, scales)

@@ -4,6 +4,8 @@ A program is a table of operations of eight 64-bit words. In a table at rest COL
 JUMP is the index of an operation; bound to a batch all of them are addresses.
 Each nesting level of arrays and maps has a record: how many items it holds, how many it has room for, how many of the
 current block are to come (in encoding: where the current list ends), and the row of the level above they belong to.
+Decoding also needs how many it held before the message, the fewest bytes of an item in a message, and its bytes in
+columns.
 """
 
 OP_BYTES = 64
@@ -14,8 +16,15 @@ CODE, COLUMN, SECOND, ARGUMENT, JUMP, LOW, HIGH, EXTRA = (8 * word for word in r
 OPTION, LONG, INT, STRING, BYTES, ENUM, DECIMAL, SCALED, ZONED, UNION, NUMBER, BLOCK = range(1, 13)
 DOUBLE, FLOAT, BOOLEAN, FIXED, FIXED_DECIMAL, BRANCH, LIST, NEXT = range(13, 21)
 
-LEVEL_BYTES = 48
-CURSOR, CAPACITY, REMAINING, PARENT, SAVED, MINIMUM = (8 * word for word in range(6))
+LEVEL_BYTES = 56
+CURSOR, CAPACITY, REMAINING, PARENT, SAVED, MINIMUM, WIDTH = (8 * word for word in range(7))
+
+# A byte of a message can stand for a null of kilobytes. What a message may take in the columns of a level has an end
+# that its own size says, so that what a call takes has one and no record is refused for its neighbours.
+FREE_BYTES, BYTES_OF_A_BYTE = 1 << 16, 512
+
+# Room for a number as text, by its bytes and beside them.
+DIGITS_OF_A_BYTE, DIGITS_BESIDE = 3, 96
 
 # Reasons, in the order of reasons.TEXTS.
 (TRUNCATED, TRAILING, VARINT, UNION_INDEX, ENUM_INDEX, LENGTH, COUNT, UTF8, BOOLEAN_BYTE, RANGE, DIGITS, TIMESTAMP,

@@ -77,16 +77,21 @@ class Column:
 
 @dataclass(frozen=True)
 class Level:
-    """A nesting level of arrays and maps; `minimum` is the fewest bytes that one item takes in a message."""
+    """A nesting level of arrays and maps: the fewest bytes of an item in a message, and its bytes in columns."""
 
     minimum: int
+    width: int
 
 
 @dataclass(frozen=True)
 class Program:
-    """What the interpreters run. `table` is at rest (see ops); `paths` names the field of each operation."""
+    """What the interpreters run. `table` is at rest (see ops); `paths` names the field of each operation.
+
+    `width` is the bytes that a row takes in columns, but for those of its items.
+    """
 
     schema: pa.Schema
+    width: int
     columns: tuple[Column, ...]
     table: npt.NDArray[np.int64]
     slots: tuple[Slot, ...]
@@ -120,7 +125,7 @@ class _Compiler:
         self.table: list[list[int]] = []
         self.paths: list[str] = []
         self.slots: list[Slot] = []
-        self.levels: list[Level] = []
+        self.minimums: list[int] = []
         self.symbols: list[bytes] = []
         self.symbol_tables: list[tuple[int, npt.NDArray[np.int64]]] = []
 
@@ -132,14 +137,18 @@ class _Compiler:
             self.table[operation][_EXTRA] = symbols.ctypes.data
         return Program(
             schema=arrow_schema(schema),
+            width=self._width(0),
             columns=columns,
             table=np.array(self.table, np.int64).reshape(len(self.table), _WORDS),
             slots=tuple(self.slots),
-            levels=tuple(self.levels),
+            levels=tuple(Level(minimum, self._width(1 + k)) for k, minimum in enumerate(self.minimums)),
             paths=tuple(self.paths),
             symbols=pool,
             keep_alive=tuple(symbols for _, symbols in self.symbol_tables),
         )
+
+    def _width(self, level: int) -> int:
+        return sum(slot.width for slot in self.slots if slot.level == level)
 
     def _slot(self, width: int, level: int, *, offsets: bool = False, passing: bool = False) -> int:
         self.slots.append(Slot(width, level, offsets, passing))
@@ -237,8 +246,8 @@ class _Compiler:
     def _list(self, column: Column) -> Column:
         node, items = column.node, column.node.items
         assert items is not None
-        inner = len(self.levels)
-        self.levels.append(Level(items.minimum_size + (1 if node.kind == "map" else 0)))
+        inner = len(self.minimums)
+        self.minimums.append(items.minimum_size + (1 if node.kind == "map" else 0))
         offsets = self._slot(4, column.level, offsets=True)
         begin = self._emit(node, ops.LIST, offsets, inner)
         block = self._emit(node, ops.BLOCK, offsets, inner)

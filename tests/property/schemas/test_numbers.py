@@ -131,3 +131,14 @@ def test_text_that_is_no_such_number_is_not_encoded(field: str, text: str) -> No
     with pytest.raises(ContractError) as e:
         Encoder(SCHEMA, 1).encode(pa.RecordBatch.from_pylist([row], schema=batch.schema))
     assert e.value.where == f"{field} in row 0"
+
+
+def test_the_rows_for_whose_digits_a_column_has_no_room_are_bad_alone() -> None:
+    number = b"\x02\x02\x00\x02\x07\0"  # a list of 7 alone
+    nulls = b"\x80\x80\xe0\x15" + bytes(22_806_528) + b"\0"  # more nulls than there is room for numbers
+    many = {"name": "n", "type": {"type": "array", "items": ["null", NUMBER]}}
+    values = pa.array([number, nulls, number, b"\0"], pa.binary())
+    decoded = Decoder({"type": "record", "name": "R", "fields": [many]}).decode(values, skip=0)
+    assert decoded.rows.tolist() == [0, 1, 3]
+    assert decoded.reasons == ["too large: n[].value"]
+    assert decoded.batch.column("n")[0].as_py() == ["7"]

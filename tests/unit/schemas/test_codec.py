@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.errors import ContractError, SchemaNotFoundError, UnavailableError
-from schemas.codec import ChunkDecoder, Decoder, Encoder, arrow_schema, decoder, warm
+from schemas.codec import ChunkDecoder, Decoder, Encoder, arrow_schema, warm
 
 
 def record(*fields: tuple[str, Any], name: str = "R") -> dict[str, Any]:
@@ -206,13 +206,28 @@ def test_many_items_make_room_for_themselves() -> None:
     assert found.reasons == ["trailing bytes"]
 
 
-def test_what_one_message_may_claim_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "MAX_LEVEL_BYTES", 1000)
-    schema = record(("f", {"type": "array", "items": ["null", "string"]}))
-    small, large = b"\x02\0\0", b"\xf0\x04" + b"\0" * 312 + b"\0"
-    found = Decoder(schema).decode(pa.array([framed(small), framed(large), framed(small)], pa.binary()))
-    assert found.rows.tolist() == [0, 2]
+WIDE = {"type": "fixed", "name": "Wide", "size": 60_000}
+
+
+def test_what_messages_take_has_an_end_that_each_one_s_size_says() -> None:
+    schema = record(("f", {"type": "array", "items": ["null", WIDE]}))
+    null, nulls, full = b"\x02\0\0", b"\x04\0\0\0", b"\x08" + (b"\x02" + bytes(60_000)) * 4 + b"\0"
+    found = Decoder(schema).decode(pa.array([framed(body) for body in (null, nulls, full, null)], pa.binary()))
+    assert found.rows.tolist() == [0, 2, 3]
     assert found.reasons == ["too large: f"]
+    # In room that another message has made, and in several blocks, it is refused too.
+    blocks = b"\x02\0\x02\0\0"
+    again = Decoder(schema).decode(pa.array([framed(full), *[framed(blocks)] * 500, framed(full)], pa.binary()))
+    assert again.rows.tolist() == [0, 501]
+
+
+def test_a_row_takes_what_its_message_s_size_allows() -> None:
+    schema = record(("f", ["null", {**WIDE, "size": 1 << 20}]))
+    full = framed(b"\x02" + bytes(1 << 20))
+    found = Decoder(schema).decode(pa.array([framed(b"\0"), full, b"", *[framed(b"\0")] * 100_000], pa.binary()))
+    assert found.rows.tolist() == [1]
+    assert found.bad.tolist() == [0, *range(2, 100_003)]
+    assert set(found.reasons) == {"too large"}
 
 
 def test_a_key_schema_may_be_a_primitive() -> None:
