@@ -166,25 +166,41 @@ def read_as(batch: pa.RecordBatch, reader: pa.Schema) -> pa.RecordBatch:
 def _read_as(
     columns: list[pa.Array], fields: list[pa.Field], reader: Iterable[pa.Field], rows: int
 ) -> tuple[list[pa.Array], list[pa.Field]]:
-    columns, fields = list(columns), list(fields)
+    columns, fields, reader = list(columns), list(fields), list(reader)
+    own = {wanted.name for wanted in reader}
     for wanted in reader:
         names = [field.name for field in fields]
-        at = next((names.index(name) for name in (wanted.name, *aliases_of(wanted)) if name in names), None)
-        if at is None:
-            if default_of(wanted) is not None:
-                columns.append(absent(rows, wanted))
-                fields.append(wanted)
-            continue
-        fields[at] = fields[at].with_name(wanted.name)
-        column, kind = columns[at], fields[at].type
-        if pa.types.is_struct(kind) and pa.types.is_struct(wanted.type):
-            parts = [column.field(i) for i in range(kind.num_fields)]
-            inner, inside = _read_as(parts, list(kind), list(wanted.type), rows)
-            if inside != list(kind):
-                mask = column.is_null() if column.null_count else None
-                columns[at] = pa.StructArray.from_arrays(inner, fields=inside, mask=mask)
-                fields[at] = fields[at].with_type(columns[at].type)
+        # What has the name of another of the reader's fields is that one, whoever has it for an alias.
+        known = [wanted.name, *(alias for alias in aliases_of(wanted) if alias not in own)]
+        at = next((names.index(name) for name in known if name in names), None)
+        if at is not None:
+            columns[at] = _read_values(columns[at], wanted.type)
+            fields[at] = fields[at].with_name(wanted.name).with_type(columns[at].type)
+        elif default_of(wanted) is not None:
+            columns.append(absent(rows, wanted))
+            fields.append(wanted)
     return columns, fields
+
+
+def _read_values(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """The array with the names and defaults of what is nested in it; itself where nothing changes."""
+    kind = array.type
+    if pa.types.is_struct(kind) and pa.types.is_struct(wanted):
+        parts = [array.field(i) for i in range(kind.num_fields)]
+        inner, inside = _read_as(parts, list(kind), list(wanted), len(array))
+        if inside != list(kind):
+            mask = array.is_null() if array.null_count else None
+            return pa.StructArray.from_arrays(inner, fields=inside, mask=mask)
+    elif pa.types.is_map(kind) and pa.types.is_map(wanted):
+        items = _read_values(array.items, wanted.item_type)
+        if items.type != kind.item_type:
+            fields = [kind.key_field, kind.item_field.with_type(items.type)]
+            return rebuilt(array, pa.map_(*fields), pa.StructArray.from_arrays([array.keys, items], fields=fields))
+    elif pa.types.is_list(kind) and pa.types.is_list(wanted):
+        items = _read_values(array.values, wanted.value_type)
+        if items.type != kind.value_type:
+            return rebuilt(array, pa.list_(kind.value_field.with_type(items.type)), items)
+    return array
 
 
 def union(first: pa.Field, second: pa.Field, path: str = "") -> pa.Field:

@@ -327,6 +327,30 @@ def test_names_and_defaults_are_read_as_fastavro_resolves_them() -> None:
     assert named.to_pylist() == [{k: v for k, v in expected.items() if k != "note"} | {"gone": "x"}]
 
 
+def test_names_and_defaults_inside_lists_and_maps_are_the_reader_s() -> None:
+    def schema(*inner: dict[str, Any]) -> dict[str, Any]:
+        item = {"type": "record", "name": "I", "fields": list(inner)}
+        return record(("a", {"type": "array", "items": ["null", item]}), ("m", {"type": "map", "values": "I"}))
+
+    writer = schema({"name": "old", "type": "int"}, {"name": "x", "type": "int"})
+    reader = schema(
+        {"name": "x", "type": "int"},
+        {"name": "new", "type": "int", "aliases": ["x", "old"]},
+        {"name": "more", "type": {"type": "array", "items": "int"}, "default": [3]},
+    )
+    rows = [{"a": [{"old": 1, "x": 2}, None], "m": [("k", {"old": 5, "x": 6})]}, {"a": [], "m": []}]
+    messages = Encoder(writer, 1).encode(pa.RecordBatch.from_pylist(rows, schema=arrow_schema(writer)))
+    expected = [
+        {"a": [{"x": 2, "new": 1, "more": [3]}, None], "m": [("k", {"x": 6, "new": 5, "more": [3]})]},
+        {"a": [], "m": []},
+    ]
+    arrow = arrow_schema(reader)
+    assert ChunkDecoder(lambda _: writer, arrow).decode(messages).batch.to_pylist() == expected
+    named = ChunkDecoder(lambda _: writer, names=arrow).decode(messages[:2]).batch
+    named.validate(full=True)
+    assert named.to_pylist() == expected
+
+
 def test_a_default_is_for_those_writers_alone_that_lack_the_field() -> None:
     names = arrow_schema({**V1, "fields": [*V1["fields"], {"name": "more", "type": "double", "default": 9.0}]})
     found = ChunkDecoder(known, names=names).decode(pa.array([one(1, 1), one(2, 2), one(1, 3)], pa.binary()))
