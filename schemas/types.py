@@ -28,6 +28,7 @@ UTC_MICROS = pa.timestamp("us", "UTC")
 LOCAL_MICROS = pa.timestamp("us")
 DEFAULT = b"avro.default"
 ALIASES = b"avro.aliases"
+ENUM = b"avro.enum"
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
 VARIABLE = "io.debezium.data.VariableScaleDecimal"
 
@@ -218,14 +219,17 @@ def _field(name: str, node: Node, default: Any = NO_DEFAULT, aliases: Sequence[s
         metadata[DEFAULT] = json.dumps({"type": standalone(node), "default": default}).encode()
     if aliases:
         metadata[ALIASES] = json.dumps(aliases).encode()
+    value = node.optional or node
+    if value.kind == "enum" and "default" in value.attributes:
+        metadata[ENUM] = json.dumps({"symbols": value.symbols, "default": value.attributes["default"]}).encode()
     return pa.field(name, arrow_type(node), nullable(node), metadata=metadata or None)
 
 
 def arrow_schema(avro: Schema) -> pa.Schema:
     """The Arrow schema of messages under an Avro schema: fields in order, required ones not nullable.
 
-    A default other than null, with the type that gives it its meaning, and aliases are kept as JSON in the field's
-    metadata: `avro.default`, `avro.aliases`.
+    A default other than null, with the type that gives it its meaning, aliases and the symbols of an enum that has a
+    default are kept as JSON in the field's metadata: `avro.default`, `avro.aliases`, `avro.enum`.
     Raises `ContractError` for a schema that has no columns (malformed, recursive).
     """
     return pa.schema(list(arrow_type(parse(avro))))
@@ -351,3 +355,9 @@ def aliases_of(field: pa.Field) -> tuple[str, ...]:
     """Further names of a field, under which writers before may have written it."""
     metadata: Mapping[bytes, bytes] = field.metadata or {}
     return tuple(json.loads(metadata[ALIASES])) if ALIASES in metadata else ()
+
+
+def enum_of(field: pa.Field) -> dict[str, Any] | None:
+    """`symbols` and `default` of an enum that has a default for symbols which it lacks."""
+    metadata: Mapping[bytes, bytes] = field.metadata or {}
+    return json.loads(metadata[ENUM]) if ENUM in metadata else None

@@ -7,6 +7,10 @@ fastavro is the measure: the same values, the same bytes, the same messages refu
   to their size (`Decoder.decode` says how much).
 - UUIDs stay text and are not checked. Nanoseconds become microseconds. A map keeps a key that comes twice.
 - Debezium's semantic types are understood, with their own rules for what lies out of range (see schemas.types).
+- A reader's schema is one of columns: fields are found by name, alias and default, values widen (see `resolve`), and an
+  enum's default stands for symbols that it lacks. Not done: an enum without a default keeps such symbols; bytes are no
+  string; a type is no branch of a union of several, nor a branch the type; what a union's branches are named is not
+  looked for by alias, nor a type.
 - Recursive types, arrays of items that take no bytes and unions of null alone have no columns: `ContractError`.
 """
 

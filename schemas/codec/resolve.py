@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from headrace.errors import ContractError
 from schemas.codec.defaults import declared
-from schemas.types import aliases_of, default_of
+from schemas.types import aliases_of, default_of, enum_of
 
 _WIDER = {
     pa.int32(): (pa.int64(), pa.float32(), pa.float64()),
@@ -154,10 +154,11 @@ def conform_batch(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
 
 
 def read_as(batch: pa.RecordBatch, reader: pa.Schema) -> pa.RecordBatch:
-    """The batch with the reader's names, and its defaults for fields that the writer did not have.
+    """The batch with the reader's names, its defaults for fields that the writer did not have, and the default of its
+    enum for symbols that this lacks.
 
-    Only names and absent fields: types, and fields that the reader does not know, stay the writer's. A field without a
-    default that the writer did not have stays absent.
+    Types, and fields that the reader does not know, stay the writer's. A field without a default that the writer did
+    not have stays absent.
     """
     columns, fields = _read_as(batch.columns, list(batch.schema), reader, batch.num_rows)
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
@@ -174,7 +175,7 @@ def _read_as(
         known = [wanted.name, *(alias for alias in aliases_of(wanted) if alias not in own)]
         at = next((names.index(name) for name in known if name in names), None)
         if at is not None:
-            columns[at] = _read_values(columns[at], wanted.type)
+            columns[at] = _read_values(columns[at], wanted)
             fields[at] = fields[at].with_name(wanted.name).with_type(columns[at].type)
         elif default_of(wanted) is not None:
             columns.append(absent(rows, wanted))
@@ -182,23 +183,28 @@ def _read_as(
     return columns, fields
 
 
-def _read_values(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+def _read_values(array: pa.Array, wanted: pa.Field) -> pa.Array:
     """The array with the names and defaults of what is nested in it; itself where nothing changes."""
-    kind = array.type
-    if pa.types.is_struct(kind) and pa.types.is_struct(wanted):
+    kind, enum = array.type, enum_of(wanted)
+    if enum is not None and pa.types.is_string(kind):
+        kept = pc.or_(pc.is_in(array, value_set=pa.array(enum["symbols"], pa.string())), array.is_null())
+        return array if pc.all(kept).as_py() else pc.if_else(kept, array, enum["default"])
+    if pa.types.is_struct(kind) and pa.types.is_struct(wanted.type):
         parts = [array.field(i) for i in range(kind.num_fields)]
-        inner, inside = _read_as(parts, list(kind), list(wanted), len(array))
-        if inside != list(kind):
+        inner, inside = _read_as(parts, list(kind), list(wanted.type), len(array))
+        if inside != list(kind) or any(new is not old for new, old in zip(inner, parts, strict=True)):
             mask = array.is_null() if array.null_count else None
             return pa.StructArray.from_arrays(inner, fields=inside, mask=mask)
-    elif pa.types.is_map(kind) and pa.types.is_map(wanted):
-        items = _read_values(array.items, wanted.item_type)
-        if items.type != kind.item_type:
+    elif pa.types.is_map(kind) and pa.types.is_map(wanted.type):
+        values = array.items
+        items = _read_values(values, wanted.type.item_field)
+        if items is not values:
             fields = [kind.key_field, kind.item_field.with_type(items.type)]
             return rebuilt(array, pa.map_(*fields), pa.StructArray.from_arrays([array.keys, items], fields=fields))
-    elif pa.types.is_list(kind) and pa.types.is_list(wanted):
-        items = _read_values(array.values, wanted.value_type)
-        if items.type != kind.value_type:
+    elif pa.types.is_list(kind) and pa.types.is_list(wanted.type):
+        values = array.values
+        items = _read_values(values, wanted.type.value_field)
+        if items is not values:
             return rebuilt(array, pa.list_(kind.value_field.with_type(items.type)), items)
     return array
 

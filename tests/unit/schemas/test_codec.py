@@ -351,6 +351,22 @@ def test_names_and_defaults_inside_lists_and_maps_are_the_reader_s() -> None:
     assert named.to_pylist() == expected
 
 
+def test_the_default_of_an_enum_stands_for_symbols_that_it_lacks() -> None:
+    def schema(**enum: Any) -> dict[str, Any]:
+        e = {**ENUM, **enum}
+        return record(("e", e), ("o", ["null", "E"]), ("a", {"type": "array", "items": "E"}))
+
+    writer = schema(symbols=["A", "B"])
+    rows = [{"e": "B", "o": None, "a": ["A", "B"]}, {"e": "A", "o": "B", "a": []}]
+    messages = Encoder(writer, 1).encode(pa.RecordBatch.from_pylist(rows, schema=arrow_schema(writer)))
+    reader = arrow_schema(schema(symbols=["A", "C"], default="C"))
+    expected = [{"e": "C", "o": None, "a": ["A", "C"]}, {"e": "A", "o": "C", "a": []}]
+    assert ChunkDecoder(lambda _: writer, reader).decode(messages).batch.to_pylist() == expected
+    assert ChunkDecoder(lambda _: writer, names=reader).decode(messages).batch.to_pylist() == expected
+    kept = arrow_schema(schema(symbols=["A", "C"]))
+    assert ChunkDecoder(lambda _: writer, kept).decode(messages).batch.to_pylist() == rows
+
+
 def test_a_default_is_for_those_writers_alone_that_lack_the_field() -> None:
     names = arrow_schema({**V1, "fields": [*V1["fields"], {"name": "more", "type": "double", "default": 9.0}]})
     found = ChunkDecoder(known, names=names).decode(pa.array([one(1, 1), one(2, 2), one(1, 3)], pa.binary()))
