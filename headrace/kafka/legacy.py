@@ -12,7 +12,7 @@ from headrace.errors import HeadraceError
 from headrace.kafka import layout
 from headrace.kafka.columns import HEADERS, Chunk
 from headrace.kafka.compression import Decompressor
-from headrace.kafka.errors import DecompressionLimitError
+from headrace.kafka.errors import CorruptBatchError, DecompressionLimitError
 from headrace.kafka.reader import ReadLimits
 from headrace.kafka.writer import encode_headers
 
@@ -33,8 +33,8 @@ def bounded_size(data: bytes, limits: ReadLimits) -> tuple[int, HeadraceError | 
         end = at + layout.LOG_OVERHEAD + _i32(data, at + layout.LENGTH)
         if not at + _ATTRIBUTES < end <= len(data):
             break
-        codec, body = _body(data, at)
         try:
+            codec, body = _body(data, at, end)
             if codec:
                 decompressor.reset()
                 decompressor.decompress(codec, raw[body:end])
@@ -46,10 +46,12 @@ def bounded_size(data: bytes, limits: ReadLimits) -> tuple[int, HeadraceError | 
     return len(data), None
 
 
-def _body(data: bytes, at: int) -> tuple[int, int]:
+def _body(data: bytes, at: int, end: int) -> tuple[int, int]:
     """Codec of the message or batch, and where what it has compressed begins."""
     magic = data[at + layout.MAGIC]
     if magic >= 2:
+        if end - at < layout.HEADER_SIZE:
+            raise CorruptBatchError("a record batch ends inside its header")
         return data[at + layout.ATTRIBUTES + 1] & layout.CODEC_MASK, at + layout.HEADER_SIZE
     key = at + (_V1_KEY if magic else _V0_KEY)
     return data[at + _ATTRIBUTES] & layout.CODEC_MASK, key + 4 + max(_i32(data, key), 0) + 4

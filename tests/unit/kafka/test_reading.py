@@ -218,6 +218,16 @@ def test_damaged_older_formats_are_corrupt() -> None:
     assert position == 0
 
 
+def test_a_batch_cut_off_in_its_header_is_corrupt_after_older_messages() -> None:
+    builder = LegacyRecordBatchBuilder(1, 0, 1 << 20)
+    builder.append(0, 1000, b"k", b"value")
+    cut = struct.pack(">qiibb", 1, 6, 0, 2, 0)
+    (chunk, error), position = client_view(bytes(builder.build()) + cut, READ_UNCOMMITTED, [])
+    assert values([chunk]) == [b"value"]
+    assert isinstance(error, CorruptBatchError)
+    assert position == 1
+
+
 @pytest.mark.parametrize("codec", [layout.GZIP, layout.SNAPPY, layout.LZ4])
 def test_a_bomb_in_an_older_format_is_refused_after_the_good_ones(codec: int) -> None:
     def message(offset: int, codec: int, value: bytes) -> bytes:
