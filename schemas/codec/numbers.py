@@ -20,6 +20,7 @@ from schemas.codec import ops
 # PostgreSQL's largest numeric has 147,455 digits; turning them into text costs the square of their count.
 MAX_BYTES = 61_440
 _MAX_ZEROS = 64
+_MAX_SCALE = 2**31 - 1
 _BILLION = 1_000_000_000
 _ZERO, _MINUS, _POINT, _EXPONENT = 48, 45, 46, 69
 
@@ -174,7 +175,7 @@ def to_text(
 def from_text(text: str, scale: int | None, where: str) -> tuple[int, bytes]:
     """(scale, bytes) of a number: its own least scale that is not negative, or the one given.
 
-    Raises `ContractError` when the text is no finite number, or has more decimals than the scale.
+    Raises `ContractError` when the text is no finite number, or has more decimals than the scale or any scale.
     """
     try:
         sign, digits, exponent = Decimal(text).as_tuple()
@@ -187,8 +188,8 @@ def from_text(text: str, scale: int | None, where: str) -> tuple[int, bytes]:
     if digits == (0,):
         exponent = 0
     own = max(0, -exponent) if scale is None else scale
-    if exponent + own < 0:
-        raise ContractError(f"a number with more than {own} decimals", where=where)
+    if exponent + own < 0 or own > _MAX_SCALE:
+        raise ContractError(f"a number with more than {min(own, _MAX_SCALE)} decimals", where=where)
     if len(digits) + exponent + own > 3 * MAX_BYTES:
         raise ContractError("a number with too many digits", where=where)
     # int() of a Decimal, unlike that of text, takes any number of digits.

@@ -123,7 +123,8 @@ def test_the_scale_of_a_schema_and_a_number_beyond_all_use() -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "text"), [("must", "x"), ("must", "NaN"), ("may", "-Infinity"), ("fixed", "0.000001")]
+    ("field", "text"),
+    [("must", "x"), ("must", "NaN"), ("may", "-Infinity"), ("must", "1E-2147483649"), ("fixed", "0.000001")],
 )
 def test_text_that_is_no_such_number_is_not_encoded(field: str, text: str) -> None:
     batch = Decoder(SCHEMA).decode(messages(one(0, b"\1"))).batch
