@@ -248,7 +248,11 @@ class _Reader:
                 partition.append(PartitionField(match[5], match[3], int(match[4])))  # type: ignore[arg-type]
         table = self.text(value, "table", "storage.", required=cdc or derived)
         sort, history = self.texts(value, "sort", "storage."), self.text(value, "history", "storage.")
-        return Storage(table, tuple(partition), mode, sort, history)
+        nested = [name for name in sort if "." in name]
+        for name in nested:
+            self.note("storage.sort", f"{name} is inside of another field: sort takes top-level fields")
+        top = tuple(name for name in sort if name not in nested)
+        return Storage(table, tuple(partition), mode, top, history)
 
     def field(self, raw: Any, named: Mapping[str, Any], inside: tuple[str, ...]) -> FieldSpec | None:
         prefix = "".join(f"{name}." for name in inside)

@@ -177,8 +177,8 @@ def _sort_order(schema: Schema, contract: Contract, storage: Storage) -> SortOrd
     where = f"{contract.path}: storage.sort"
     fields = []
     for name in storage.sort:
-        if name not in schema.column_names:
-            raise ContractError(f"no column {name}", where=where)
+        if name not in {field.name for field in schema.fields}:
+            raise ContractError(f"no column {name}: sort takes top-level fields", where=where)
         column = schema.find_field(name)
         # NaN has another place in Iceberg's order than in Arrow's.
         if isinstance(column.field_type, FloatType | DoubleType) or not column.field_type.is_primitive:

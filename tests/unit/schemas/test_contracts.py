@@ -182,6 +182,7 @@ def add(**attributes):
         (change(storage={"table": "silver.s", "sort": ["net"]}), "storage.sort", "which is double"),
         (change(storage={"table": "silver.s", "sort": ["id", "id"]}), "storage.sort", "twice"),
         (change(storage={"table": "silver.s", "sort": "id"}), "storage.sort", "list of texts"),
+        (change(storage={"table": "silver.s", "sort": ["in.x"]}), "storage.sort", "sort takes top-level fields"),
         (change(storage={"partition": ["day(at)"]}), "storage.table", "missing"),
         (change(storage={"table": "silver.s"}, derived_from=[]), "storage.table", "derived_from"),
         (change(storage={"mode": "upsert"}, derived_from=[]), "storage.mode", "lands in its bronze table"),
@@ -235,6 +236,13 @@ def test_a_source_says_how_its_bronze_table_is_partitioned(content):
     assert problems(folder) == []
     assert load_contracts([folder]).by_name["Sale"].storage.partition == (PartitionField("at", "day"),)
     assert load_contracts([folder]).by_name["Sale"].storage.sort == ("id", "at")
+
+
+def test_a_sort_by_what_is_inside_of_a_field_is_refused_wherever_the_contract_is_read(content):
+    folder = content(good() | {"storage": {"table": "silver.s", "sort": ["inner.x"]}})
+    assert [p.what for p in problems(folder)] == ["inner.x is inside of another field: sort takes top-level fields"]
+    with pytest.raises(ContractError, match="sort takes top-level fields"):
+        load_contracts([folder])
 
 
 def test_all_mistakes_are_reported_at_once(content):
