@@ -58,7 +58,7 @@ class Encoder:
         """One message a row, in order.
 
         Raises `ContractError` naming field and row for a null where none may be, a value that its type does not hold,
-        an enum symbol that the schema lacks; and for more than 2 GiB of messages.
+        an enum symbol that the schema lacks, text that is not UTF-8; and for more than 2 GiB of messages.
         """
         run = _Run(self._program, batch.num_rows)
         for column, field in zip(self._program.columns, self.schema, strict=True):
@@ -94,6 +94,8 @@ class _Run:
         if null is not None:
             present = ~null if present is None else ~null & present
         self.keep.append(array)
+        if pa.types.is_string(array.type):
+            _check_text(array, column.node.path)
         if column.is_number:
             self.bind_numbers(column, array, present)
         elif column.choice >= 0:
@@ -225,6 +227,22 @@ class _Run:
             raise ContractError("more than 2 GiB of messages in one batch", hint="encode slices of it")
         data = pa.py_buffer(out[:used].copy())
         return pa.Array.from_buffers(pa.binary(), self.n, [None, pa.py_buffer(offsets), data])
+
+
+def _check_text(array: pa.Array, path: str) -> None:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as e:
+        rows = (row for row, text in enumerate(array.cast(pa.binary()).to_pylist()) if text and not _is_text(text))
+        raise ContractError(f"row {next(rows, 0)} has text that is not UTF-8", where=path) from e
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _convert(array: pa.Array, field: pa.Field, path: str) -> pa.Array:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.errors import ContractError
 from schemas.codec import ChunkDecoder, Decoder, Encoder, rule_of
 from tests.property.schemas.avro_cases import (
     HEADER,
@@ -189,6 +190,44 @@ def test_utf8_is_what_python_says(data: bytes) -> None:
         assert decoded.reasons == ["invalid utf-8: s"]
     else:
         assert decoded.batch.to_pylist() == [{"s": text}]
+
+
+@common
+@given(st.lists(st.none() | st.binary(max_size=3), max_size=5), st.integers(0, 2))
+def test_text_that_the_decoder_would_refuse_is_not_encoded(data: list[bytes | None], start: int) -> None:
+    texts = pa.array(data, pa.binary()).view(pa.string()).slice(start)
+    bad = [row for row, text in enumerate(data[start:]) if text is not None and not is_utf8(text)]
+    keys = texts.drop_null()
+    schema = {
+        "type": "record",
+        "name": "R",
+        "fields": [
+            {"name": "s", "type": ["null", "string"]},
+            {"name": "a", "type": {"type": "array", "items": ["null", "string"]}},
+            {"name": "m", "type": {"type": "map", "values": "string"}},
+        ],
+    }
+    one = pa.record_batch(
+        {
+            "s": texts[:1] if len(texts) else pa.nulls(1, pa.string()),
+            "a": pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts),
+            "m": pa.MapArray.from_arrays(pa.array([0, len(keys)], pa.int32()), keys, keys),
+        }
+    )
+    encoder = Encoder(schema, 7)
+    if bad:
+        with pytest.raises(ContractError, match=f"row {bad[0]} has text that is not UTF-8"):
+            encoder.encode(one)
+    else:
+        assert Decoder(schema).decode(encoder.encode(one)).batch.to_pylist() == one.to_pylist()
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @common

@@ -134,6 +134,13 @@ def test_text_that_is_no_such_number_is_not_encoded(field: str, text: str) -> No
     assert e.value.where == f"{field} in row 0"
 
 
+def test_digits_that_are_no_text_are_not_encoded() -> None:
+    batch = Decoder(SCHEMA).decode(messages(one(0, b"\1"))).batch
+    broken = batch.set_column(1, "may", pa.array([b"\xff"]).view(pa.string()))
+    with pytest.raises(ContractError, match="may: row 0 has text that is not UTF-8"):
+        Encoder(SCHEMA, 1).encode(broken)
+
+
 def test_the_rows_for_whose_digits_a_column_has_no_room_are_bad_alone() -> None:
     number = b"\x02\x02\x00\x02\x07\0"  # a list of 7 alone
     nulls = b"\x80\x80\xe0\x15" + bytes(22_806_528) + b"\0"  # more nulls than there is room for numbers
