@@ -9,11 +9,13 @@ import mmap
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
 import fastavro
+import fastavro.read
+import fastavro.write
 import pyarrow as pa
 from hypothesis import strategies as st
 
@@ -29,6 +31,22 @@ _I64 = st.integers(-(2**63), 2**63 - 1)
 _F32 = st.floats(width=32)
 _TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
 _INSTANT = st.datetimes(timezones=st.just(UTC))
+_NEAR = st.datetimes(datetime(1678, 1, 1), datetime(2262, 1, 1))  # what nanoseconds reach
+
+# fastavro knows no nanoseconds; here they are microseconds, as they are for the codec.
+for _kind, _epoch in (
+    ("long-timestamp-nanos", datetime(1970, 1, 1, tzinfo=UTC)),
+    ("long-local-timestamp-nanos", datetime(1970, 1, 1)),
+):
+
+    def _to_nanos(value: Any, _: Any, epoch: datetime = _epoch) -> Any:
+        return (value - epoch) // timedelta(microseconds=1) * 1000 if isinstance(value, datetime) else value
+
+    def _of_nanos(nanos: int, *_: Any, epoch: datetime = _epoch) -> datetime:
+        return epoch + timedelta(microseconds=nanos // 1000)
+
+    fastavro.write.LOGICAL_WRITERS[_kind] = _to_nanos
+    fastavro.read.LOGICAL_READERS[_kind] = _of_nanos
 
 
 def _in_millis(value: Any) -> Any:
@@ -53,6 +71,13 @@ _LEAVES: list[Typed] = [
     ({"type": "long", "logicalType": "timestamp-micros"}, _INSTANT),
     ({"type": "long", "logicalType": "local-timestamp-micros"}, st.datetimes()),
     ({"type": "string", "logicalType": "uuid"}, st.uuids()),
+    ({"type": "long", "logicalType": "local-timestamp-millis"}, st.datetimes().map(_in_millis)),
+    ({"type": "long", "logicalType": "timestamp-nanos"}, _NEAR.map(lambda near: near.replace(tzinfo=UTC))),
+    ({"type": "long", "logicalType": "local-timestamp-nanos"}, _NEAR),
+    # What stays what it is beneath.
+    ({"type": "fixed", "name": "?", "size": 16, "logicalType": "uuid"}, st.binary(min_size=16, max_size=16)),
+    ({"type": "fixed", "name": "?", "size": 12, "logicalType": "duration"}, st.binary(min_size=12, max_size=12)),
+    ({"type": "bytes", "logicalType": "big-decimal"}, st.binary(max_size=20)),
 ]
 
 
@@ -200,7 +225,7 @@ def oracle(schema: dict[str, Any]) -> Callable[[bytes], Any]:
 
     It reads UUIDs as text, as the codec does on purpose.
     """
-    parsed = fastavro.parse_schema(json.loads(json.dumps(schema).replace('"logicalType": "uuid"', '"doc": "uuid"')))
+    parsed = _with_text_uuids(schema)
 
     def read(message: bytes) -> Any:
         body = io.BytesIO(message[len(HEADER) :])
@@ -210,6 +235,95 @@ def oracle(schema: dict[str, Any]) -> Callable[[bytes], Any]:
         return value
 
     return read
+
+
+def _with_text_uuids(schema: Any) -> Any:
+    return fastavro.parse_schema(json.loads(json.dumps(schema).replace('"logicalType": "uuid"', '"doc": "uuid"')))
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Messages of a writer, another schema to read them by, and the rows that fastavro reads by it."""
+
+    writer: dict[str, Any]
+    reader: dict[str, Any]
+    messages: list[bytes]
+    expected: list[Any]
+
+
+@st.composite
+def resolutions(draw: st.DrawFn) -> Resolution:
+    """Fields renamed, removed, reordered and added, at all depths; ints widened; symbols of enums gone."""
+    made = draw(cases(max_rows=3))
+    values: list[Any] = []
+    reader = _evolved(draw, made.schema, [1000], values)
+    # fastavro takes a default for the value that it is in JSON; it is told here what a record with it holds.
+    parsed = _told(_with_text_uuids(reader), values)
+    writer = _with_text_uuids(made.schema)
+    bodies = [io.BytesIO(message[len(HEADER) :]) for message in made.messages]
+    rows = [fastavro.schemaless_reader(body, writer, parsed) for body in bodies]
+    return Resolution(made.schema, reader, made.messages, rows)
+
+
+def _evolved(draw: st.DrawFn, schema: Any, count: list[int], values: list[Any]) -> Any:
+    if isinstance(schema, list):
+        optional = len(schema) == 2 and "null" in schema
+        return [_evolved(draw, branch, count, values) for branch in schema] if optional else schema
+    if schema == "int":
+        return draw(st.sampled_from(["int", "long"]))
+    if not isinstance(schema, dict):
+        return schema
+    if schema["type"] == "enum" and draw(st.booleans()):
+        return {**schema, "symbols": ["A", "D"], "default": "D"}
+    for inner in ("items", "values"):
+        if inner in schema:
+            return {**schema, inner: _evolved(draw, schema[inner], count, values)}
+    if schema["type"] != "record":
+        return schema
+    fields = []
+    for field in schema["fields"]:
+        fate = draw(st.sampled_from(["kept", "renamed", "removed"]))
+        if fate != "removed":
+            fields.append({**field, "type": _evolved(draw, field["type"], count, values)})
+        if fate == "renamed":
+            fields[-1] |= {"name": f"r_{field['name']}", "aliases": ["nobody", field["name"]]}
+    fields += [_added(draw, f"a{n}", count, values) for n in range(draw(st.integers(0, 2)))]
+    new = {**schema, "fields": draw(st.permutations(fields))}
+    return schema if _may_be_empty(new) else new
+
+
+def _added(draw: st.DrawFn, name: str, count: list[int], values: list[Any]) -> dict[str, Any]:
+    """A field with a default, and what a record with it holds at the place `held` of the values."""
+    schema, strategy = draw(types())
+    schema, value = _named(schema, count), draw(strategy)
+    made = case({"type": "record", "name": "R", "fields": [{"name": "x", "type": schema}]}, [{"x": value}])
+    values.append(oracle(made.schema)(made.messages[0])["x"])
+    beneath = json.loads(json.dumps(made.schema).replace('"logicalType"', '"doc"'))
+    default = _as_json(oracle(beneath)(made.messages[0])["x"])
+    if isinstance(default, dict) and isinstance(schema, dict) and schema["type"] == "record" and default:
+        first, *rest = schema["fields"]
+        schema = {**schema, "fields": [{**first, "default": default.pop(first["name"])}, *rest]}
+    return {"name": name, "type": schema, "default": default, "held": len(values) - 1}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if isinstance(value, dict):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list) else value
+
+
+def _told(parsed: Any, values: list[Any]) -> Any:
+    if isinstance(parsed, list):
+        return [_told(part, values) for part in parsed]
+    if not isinstance(parsed, dict):
+        return parsed
+    out = {
+        key: _told(part, values) if key in ("type", "items", "values", "fields") else part
+        for key, part in parsed.items()
+    }
+    return out | {"default": values[parsed["held"]]} if "held" in parsed else out
 
 
 def comparable(value: Any) -> Any:
@@ -239,7 +353,7 @@ def _as_fastavro(node: Node, value: Any) -> Any:
         assert len(set_) == 1
         return set_[0]
     if node.kind == "record":
-        return {f.name: _as_fastavro(f.node, value[f.name]) for f in node.fields}
+        return {f.name: _as_fastavro(f.node, value.get(f.name)) for f in node.fields}
     if node.items is not None:
         items = node.items
         if node.kind == "map":

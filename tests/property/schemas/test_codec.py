@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.errors import ContractError
-from schemas.codec import ChunkDecoder, Decoder, Encoder, rule_of
+from schemas.codec import ChunkDecoder, Decoder, Encoder, arrow_schema, rule_of
 from tests.property.schemas.avro_cases import (
     HEADER,
     Case,
     Guarded,
+    Resolution,
     case,
     cases,
     comparable,
@@ -25,6 +26,7 @@ from tests.property.schemas.avro_cases import (
     one_leaf,
     one_of_each,
     oracle,
+    resolutions,
 )
 
 # What the codec refuses and fastavro takes, each on purpose: values that the schema's type does not have (fastavro
@@ -228,6 +230,20 @@ def is_utf8(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+@common
+@given(resolutions())
+def test_reads_under_another_schema_as_fastavro_does(made: Resolution) -> None:
+    arrow = arrow_schema(made.reader)
+    values = Guarded([*made.messages, made.messages[0] + b"!"]).values
+    for decoder in (ChunkDecoder(lambda _: made.writer, arrow), ChunkDecoder(lambda _: made.writer, names=arrow)):
+        assert decoder.decode(values.slice(len(made.messages))).reasons == ["trailing bytes"]
+        decoded = decoder.decode(values)
+        decoded.batch.validate(full=True)
+        assert decoded.reasons == ["trailing bytes"]
+        assert comparable_rows(made.reader, decoded.batch) == [comparable(row) for row in made.expected]
+    assert ChunkDecoder(lambda _: made.writer, arrow).decode(values).batch.schema.equals(arrow)
 
 
 @common

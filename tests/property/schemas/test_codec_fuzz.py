@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from headrace.errors import ContractError
 from schemas.codec import Decoder, Encoder
 from tests.property.schemas.avro_cases import HEADER, Case, Guarded, cases
 from tests.property.schemas.test_codec import agree
@@ -67,8 +68,13 @@ def test_mutated_messages(made: Case, seed: int) -> None:
     assert len(decoded.reasons) == len(decoded.bad)
     # What was taken is written, read and written again as the same bytes.
     encoder = Encoder(made.schema, 7)
-    written = encoder.encode(decoded.batch)
-    again = Decoder(made.schema).decode(Guarded(written.to_pylist()).values)
-    assert len(again.bad) == 0
-    assert encoder.encode(again.batch).equals(written)
+    try:
+        written = encoder.encode(decoded.batch)
+    except ContractError:
+        # Rounded down, the first nanoseconds of all are a microsecond that begins before them.
+        assert "nanos" in str(made.schema)
+    else:
+        again = Decoder(made.schema).decode(Guarded(written.to_pylist()).values)
+        assert len(again.bad) == 0
+        assert encoder.encode(again.batch).equals(written)
     agree(made.schema, messages[:COMPARED])
