@@ -106,7 +106,6 @@ def decode(
         while level < levels_end:
             store_i64(level + ops.SAVED, load_i64(level + ops.CURSOR))
             level += ops.LEVEL_BYTES
-        room = ops.FREE_BYTES + ops.BYTES_OF_A_BYTE * (end - p)
         failure = ops.TRUNCATED if p > end else 0
         row = out
         null_end = 0
@@ -139,13 +138,12 @@ def decode(
             elif code == ops.STRING or code == ops.BYTES or code == ops.NUMBER:
                 if value < 0 or value > end - p:
                     failure = ops.LENGTH if value < 0 else ops.TRUNCATED
-                elif code == ops.NUMBER and value > load_i64(op + ops.ARGUMENT):
-                    failure = ops.DIGITS
                 elif code == ops.NUMBER and (
-                    ops.DIGITS_OF_A_BYTE * (load_i32(column + 4 * row) + value) + ops.DIGITS_BESIDE * (row + 1)
+                    value > load_i64(op + ops.ARGUMENT)
+                    or ops.DIGITS_OF_A_BYTE * (load_i32(column + 4 * row) + value) + ops.DIGITS_BESIDE * (row + 1)
                     > _MAX_I32
                 ):
-                    failure = ops.TOO_LARGE
+                    failure = ops.DIGITS if value > load_i64(op + ops.ARGUMENT) else ops.TOO_LARGE
                 elif code == ops.STRING and valid_text(p, value, limit) == 0:
                     failure = ops.UTF8
                 else:
@@ -260,7 +258,10 @@ def decode(
                     continue
                 if value < 0 or value > (end - p) // load_i64(level + ops.MINIMUM):
                     failure = ops.COUNT
-                elif (cursor + value - load_i64(level + ops.SAVED)) * load_i64(level + ops.WIDTH) > room:
+                elif cursor + value - load_i64(level + ops.SAVED) > load_i64(level + ops.FREE) and (
+                    (cursor + value - load_i64(level + ops.SAVED)) * load_i64(level + ops.WIDTH)
+                    > ops.FREE_BYTES + ops.BYTES_OF_A_BYTE * (end - data - load_i32(offsets + 4 * message) - skip)
+                ):
                     failure = ops.TOO_LARGE
                 elif value > load_i64(level + ops.CAPACITY) - cursor:
                     level = levels

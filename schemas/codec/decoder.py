@@ -104,6 +104,7 @@ class _Run:
         self.levels = np.zeros((len(program.levels), ops.LEVEL_BYTES // 8), np.int64)
         self.levels[:, ops.MINIMUM // 8] = [level.minimum for level in program.levels]
         self.levels[:, ops.WIDTH // 8] = [level.width for level in program.levels]
+        self.levels[:, ops.FREE // 8] = [ops.FREE_BYTES // level.width for level in program.levels]
         # Two blocks a level: the one that columns are, and the one that goes with this run.
         self.blocks = [np.empty(0, np.uint8) for _ in range(2 + 2 * len(program.levels))]
         self.starts = np.zeros(len(program.slots), np.int64)

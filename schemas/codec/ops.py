@@ -4,8 +4,8 @@ A program is a table of operations of eight 64-bit words. In a table at rest COL
 JUMP is the index of an operation; bound to a batch all of them are addresses.
 Each nesting level of arrays and maps has a record: how many items it holds, how many it has room for, how many of the
 current block are to come (in encoding: where the current list ends), and the row of the level above they belong to.
-Decoding also needs how many it held before the message, the fewest bytes of an item in a message, and its bytes in
-columns.
+Decoding also needs how many it held before the message, the fewest bytes of an item in a message, its bytes in columns
+and how many items any message may have.
 """
 
 OP_BYTES = 64
@@ -16,8 +16,8 @@ CODE, COLUMN, SECOND, ARGUMENT, JUMP, LOW, HIGH, EXTRA = (8 * word for word in r
 OPTION, LONG, INT, STRING, BYTES, ENUM, DECIMAL, SCALED, ZONED, UNION, NUMBER, BLOCK = range(1, 13)
 DOUBLE, FLOAT, BOOLEAN, FIXED, FIXED_DECIMAL, BRANCH, LIST, NEXT = range(13, 21)
 
-LEVEL_BYTES = 56
-CURSOR, CAPACITY, REMAINING, PARENT, SAVED, MINIMUM, WIDTH = (8 * word for word in range(7))
+LEVEL_BYTES = 64
+CURSOR, CAPACITY, REMAINING, PARENT, SAVED, MINIMUM, WIDTH, FREE = (8 * word for word in range(8))
 
 # A byte of a message can stand for a null of kilobytes. What a message may take in the columns of a level has an end
 # that its own size says, so that what a call takes has one and no record is refused for its neighbours.
