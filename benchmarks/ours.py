@@ -11,7 +11,7 @@ from benchmarks import content, stages, tables
 from benchmarks.output import holds_all_enriched
 from benchmarks.shapes import ORDER
 from benchmarks.system import Run, System
-from cli.run import command
+from cli.processes import command
 from headrace.config import ENV_PREFIX, LakeSettings
 from headrace.kafka import admin
 from schemas.names import table_name

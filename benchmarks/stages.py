@@ -152,7 +152,7 @@ def read(path: Path, events: int) -> dict[str, float]:
 
 def main() -> int:
     clock = asked_for()
-    from cli.run import PROCESSES, run_named
+    from cli.processes import PROCESSES, run_named
     from headrace.config import load_settings
     from headrace.process import Lifecycle
 

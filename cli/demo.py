@@ -13,7 +13,7 @@ import httpx
 import typer
 
 from cli.output import say
-from cli.run import WORLD, command
+from cli.processes import WORLD, command
 from cli.stack import pipeline, start
 from connectors.connect import Connect, connector_files, load_connector
 from connectors.databases import prepare_source

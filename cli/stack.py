@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.output import JsonFlag, messages, print_json, print_rows, say
-from cli.run import PROCESSES, command
+from cli.processes import PROCESSES, command
 from headrace.config import load_settings
 from headrace.errors import StackError
 from stack import control

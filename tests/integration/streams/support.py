@@ -114,7 +114,7 @@ class Worker:
         self.log = site.folder / f"{name}-{uuid.uuid4().hex[:4]}.log"
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "cli.run", "worker"],
+                [sys.executable, "-P", "-m", "cli.processes", "worker"],
                 cwd=site.folder,
                 env=site.environment(),
                 stderr=out,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cli.demo import PORTS as DEMO_PORTS
-from cli.run import PROCESSES
+from cli.processes import PROCESSES
 from cli.stack import PORTS
 from headrace.config import Section, Settings, load_settings
 from sinks.iceberg import compact, service, sweep

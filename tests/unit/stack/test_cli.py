@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.run import PROCESSES
+from cli.processes import PROCESSES
 from cli.stack import PORTS, app, pipeline
 from headrace.errors import StackError
 from stack.spec import ProcessSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cli.run import PROCESSES, WORLD
+from cli.processes import PROCESSES, WORLD
 from headrace.config import load_settings
 from sinks.reverse.declaration import load_syncs
 from stack import versions
