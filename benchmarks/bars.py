@@ -88,6 +88,11 @@ def slowest_fresh(rows: Rows) -> float | None:
     return ours.freshness_p99 if ours else None
 
 
+def warm_start(rows: Rows) -> float | None:
+    ours = row(rows, "start")
+    return ours.seconds if ours else None
+
+
 RATE = "M ev/s a core"
 BARS = (
     Bar("Kafka -> Arrow, decoded: IoT", 2.5, 4.0, RATE, rate("decode")),
@@ -112,4 +117,5 @@ BARS = (
         least=False,
     ),
     Bar("produced -> queryable in Iceberg at 20k ev/s, p99", 3.0, 1.5, "s", slowest_fresh, least=False),
+    Bar("warm start of a worker, until it is ready", 2.0, 1.0, "s", warm_start, least=False),
 )

@@ -44,5 +44,9 @@ HOPS = {
         "Kafka -> clean + enrich -> Kafka", enriched_topic, (ours.AGENT, stock_faust.AGENT), READING, steady=True
     ),
 }
-FRESHNESS = "freshness"
-TITLES = CLIENT_HOPS | {name: hop.title for name, hop in HOPS.items()} | {FRESHNESS: "Produced -> queryable in Iceberg"}
+FRESHNESS, START = "freshness", "start"
+TITLES = (
+    CLIENT_HOPS
+    | {name: hop.title for name, hop in HOPS.items()}
+    | {FRESHNESS: "Produced -> queryable in Iceberg", START: "Warm start of a worker"}
+)

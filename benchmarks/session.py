@@ -13,10 +13,12 @@ from pathlib import Path
 from benchmarks import stages
 from benchmarks.clients import CLIENTS, measure_client
 from benchmarks.freshness import RATE, measure_freshness
-from benchmarks.hops import CLIENT_HOPS, FRESHNESS, HOPS, Hop
+from benchmarks.hops import CLIENT_HOPS, FRESHNESS, HOPS, START, Hop
+from benchmarks.ours import AGENT
 from benchmarks.ours import NAME as OURS
 from benchmarks.row import Row
 from benchmarks.shapes import READING
+from benchmarks.start import STARTS, measure_start
 from benchmarks.system import FEWEST, Run, System, measure, with_next_event
 from benchmarks.topics import PARTITIONS, Topics
 from headrace.config import Settings
@@ -52,6 +54,10 @@ class Session:
                 if name == hop and self._wanted(client):
                     self._add(hop, client, partial(self._client, hop, client))
             return
+        if hop == START:
+            if self._wanted(OURS):
+                self._add(hop, OURS, self._start)
+            return
         method = self._fresh if hop == FRESHNESS else self._measured
         for system in HOPS["append" if hop == FRESHNESS else hop].systems:
             if self._wanted(system.name):
@@ -81,6 +87,12 @@ class Session:
             events = RATE * (QUICK_FRESH_SECONDS if self._quick else FRESH_SECONDS)
             run = Run(self._settings, topic, events, PARTITIONS, Path(folder), READING, 1.0, number)
             return measure_freshness(system, run)
+
+    def _start(self) -> Row:
+        topic = HOPS["agent"].topic(self._topics, FEWEST)
+        with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+            run = Run(self._settings, topic, FEWEST, PARTITIONS, Path(folder), READING, number=next(self._numbers))
+            return measure_start(AGENT, run, 1 if self._quick else STARTS)
 
     def _client(self, hop: str, system: str) -> Row:
         if hop == "produce":

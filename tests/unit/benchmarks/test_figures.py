@@ -155,9 +155,11 @@ def test_the_page_tells_what_was_not_measured_and_why() -> None:
 def test_the_page_holds_every_bar_and_hop(tmp_path: Path) -> None:
     rows = [replace(OURS, stages_ns={START: 200.0, "parse": 90.0}), SPARK, BROKEN]
     fresh = Row("freshness", "headrace", 1_000, 1.0, 1.0, 1.0, True, freshness_p50=0.8, freshness_p99=1.4)
-    text = page([*rows, fresh], "python -m benchmarks --write", datetime(2026, 1, 2, tzinfo=UTC))
+    started = Row("start", "headrace", 1, 1.85, 1.7e6, 270.0, True)
+    text = page([*rows, fresh, started], "python -m benchmarks --write", datetime(2026, 1, 2, tzinfo=UTC))
     assert all(bar.what in text for bar in BARS)
     assert "| headrace | 0.80 | 1.40 | 1,000 | yes |" in text
+    assert "| headrace | 1.85 | 1.70 | 270 |" in text
     assert "2026-01-02" in text
     assert "A short run" not in text
     assert "A short run" in page([fresh], "python -m benchmarks", datetime(2026, 1, 2, tzinfo=UTC))
