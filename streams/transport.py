@@ -232,6 +232,7 @@ class Consumer(stock.Consumer):
         super().__init__(*args, **kwargs)
         self._pending: defaultdict[TP, deque[ConsumerMessage]] = defaultdict(deque)
         self._placed: set[TP] = set()
+        self._room = asyncio.Event()
         self._columnar: tuple[int, frozenset[str]] = (-1, frozenset())
 
     def _new_consumer_thread(self) -> ConsumerThread:
@@ -299,6 +300,7 @@ class Consumer(stock.Consumer):
     def on_buffer_drop(self, tp: TP) -> None:
         for other in [other for other in self._buffered_partitions if other.topic == tp.topic]:
             super().on_buffer_drop(other)
+        self._room.set()
 
     def _forget(self, partitions: Iterable[TP]) -> None:
         gone = [tp for tp in partitions if tp.topic in self.columnar_topics()]
@@ -334,6 +336,11 @@ class Consumer(stock.Consumer):
         await super().on_partitions_revoked(revoked)
 
     async def _wait_next_records(self, timeout: float) -> Any:
+        # Faust sleeps a second where there is nothing to fetch for: longer than agents take for what they hold.
+        while self._buffered_partitions and not self._get_active_partitions() and self.flow_active:
+            self._room.clear()
+            if (await self.wait(self._room, timeout=1.0)).stopped:
+                break
         records, active = await super()._wait_next_records(timeout)
         # With the flow stopped Faust would seek back at once; here that happens once, when the flow starts again.
         return (records if self.flow_active else None), active
