@@ -23,6 +23,13 @@ def is_topic_of(topic: str, table: str) -> bool:
     return f".{topic}".endswith(f".{name}")
 
 
+def field_name(column: str) -> str:
+    """The field that holds a column in change events, with Debezium's `field.name.adjustment.mode` `avro`: each
+    character (of Java's) that a name in Avro may not have is `_`, and one goes before a digit at its beginning."""
+    adjusted = re.sub(r"[^A-Za-z0-9_]", lambda sign: "_" * (len(sign[0].encode("utf-16-le")) // 2), column)
+    return re.sub(r"^(?=[0-9])", "_", adjusted)
+
+
 def subject(topic: str, part: Literal["value", "key"]) -> str:
     """The registry subject of a topic's values or keys (TopicNameStrategy)."""
     return f"{topic}-{part}"

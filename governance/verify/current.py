@@ -30,7 +30,7 @@ from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 from schemas.envelope import UNSEEN_MS, row_schema
-from schemas.names import is_topic_of
+from schemas.names import field_name, is_topic_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Visible:
 
 @dataclass(frozen=True)
 class DatabaseRows:
+    """Columns have the names of the fields that hold them in change events."""
+
     visible: Visible | mariadb.Visible
     rows: list[dict[str, Any]]
     key: tuple[str, ...]
@@ -86,8 +88,19 @@ def source_of(url: str, topic: str) -> tuple[str, str]:
 
 def read_database(url: str, schema: str, name: str) -> DatabaseRows:
     """All rows of one table at one moment, with its primary key. Raises `UnavailableError`."""
-    if is_mysql(url):
-        return DatabaseRows(*mariadb.read(url, schema, name))
+    visible, rows, key, types = (mariadb.read if is_mysql(url) else _read_postgres)(url, schema, name)
+    names = {column: field_name(column) for column in types}
+    return DatabaseRows(
+        visible,
+        [{names[column]: value for column, value in row.items()} for row in rows],
+        tuple(names[column] for column in key),
+        {names[column]: type_ for column, type_ in types.items()},
+    )
+
+
+def _read_postgres(
+    url: str, schema: str, name: str
+) -> tuple[Visible, list[dict[str, Any]], tuple[str, ...], dict[str, str]]:
     try:
         with psycopg.connect(url, options=OPTIONS) as connection:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
@@ -108,7 +121,7 @@ def read_database(url: str, schema: str, name: str) -> DatabaseRows:
         raise UnavailableError("the source database cannot be reached", where=f"{schema}.{name}") from e
     except psycopg.errors.UndefinedTable:
         rows, keys, snapshot, types = [], [], ("0:0:",), {}
-    return DatabaseRows(Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys), types)
+    return Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys), types
 
 
 def _changes(
