@@ -30,19 +30,15 @@ from headrace.process import Lifecycle
 from schemas import codec
 from schemas.contracts import load_contracts
 from schemas.registry import Registry
-from sinks.iceberg import progress
-from sinks.iceberg.append import AppendTable, DerivedTable
 from sinks.iceberg.budget import IndexBudget
-from sinks.iceberg.catalog import find_table, open_catalog
-from sinks.iceberg.current import CurrentTable
-from sinks.iceberg.flow import TableFlow, TopicFlow, Workers
-from sinks.iceberg.history import HistoryTable
+from sinks.iceberg.catalog import open_catalog
+from sinks.iceberg.flow import TopicFlow, Workers
+from sinks.iceberg.landings import holder, table_flow
 from sinks.iceberg.memory import give_back
-from sinks.iceberg.owned import OwnedTable, Source
+from sinks.iceberg.owned import Source
 from sinks.iceberg.plan import Landing, change_prefixes, clash, plan, shared
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
-from sinks.iceberg.upsert import UpsertTable
 
 GROUP = "headrace-sink"
 QUARANTINE = "ops.quarantine"
@@ -202,25 +198,17 @@ class Sink:
 
     async def _part(self, planned: dict[str, tuple[Landing, ...]]) -> None:
         """Take out topics whose table is another's: they rest until it is gone."""
+        assert self._catalog is not None
         loop, clashes = asyncio.get_running_loop(), dict[str, HeadraceError]()
         for table, topics in shared(planned).items():
-            holder = await loop.run_in_executor(self._writer, self._holder, table, topics)
-            clashes |= {topic: clash(table, holder, topic) for topic in topics if topic != holder}
+            mine = await loop.run_in_executor(self._writer, holder, self._catalog, table, topics, self._flows)
+            clashes |= {topic: clash(table, mine, topic) for topic in topics if topic != mine}
         for topic in self._clashing - clashes.keys():
             self._halted.pop(topic, None)
         self._clashing = set(clashes)
         for topic, error in clashes.items():
             planned.pop(topic)
             self._halt(topic, error)
-
-    def _holder(self, table: str, topics: list[str]) -> str:
-        """Which of these topics a table is of: the one that it has been fed from, else the first."""
-        assert self._catalog is not None
-        if flowing := [topic for topic in topics if topic in self._flows]:
-            return flowing[0]
-        found = find_table(self._catalog, table)
-        fed = progress.topics(found.properties) if found is not None else []
-        return next((topic for topic in topics if topic in fed), topics[0])
 
     def _wants(self, topic: str, partitions: int) -> bool:
         """Whether a topic is new here, has got partitions, or was halted a while ago."""
@@ -234,9 +222,9 @@ class Sink:
         if flow is not None:
             flow.admit({p: offset for p, offset in source.begin.items() if p not in flow.begin})
             return
-        tables = [
-            TableFlow(self._table(topic, at), self._freshness(at), self._settings.sink.max_rows) for at in landings
-        ]
+        assert self._catalog is not None
+        sink = self._settings.sink
+        tables = [table_flow(self._catalog, topic, landing, sink, self._budget) for landing in landings]
         keyed = any(landing.kind in ("current", "history") for landing in landings)
         reader = TopicReader(self._registry.schema, with_keys=keyed)
         flow = TopicFlow(topic, tables, reader, self._quarantine, Workers(self._decoder, self._writer), self._failed)
@@ -248,33 +236,6 @@ class Sink:
         self._halted.pop(topic, None)
         self._flows[topic] = flow
         log.info("landing", topic=topic, tables=[landing.table for landing in landings])
-
-    def _table(self, topic: str, landing: Landing) -> OwnedTable:
-        assert self._catalog is not None
-        options: dict[str, Any] = {
-            "contract": landing.contract,
-            "partitioned": landing.partitioned,
-            "compact_every": self._settings.sink.compact_every,
-            "file_bytes": self._settings.sink.file_bytes,
-            "retyped": self._settings.sink.retyped,
-            "keep_seconds": self._settings.sink.keep_snapshots_seconds,
-        }
-        if landing.kind in ("current", "upsert", "history"):
-            options["budget"] = self._budget
-        if landing.kind == "history":
-            options["of"] = landing.of
-        kinds: Mapping[str, type[OwnedTable]] = {
-            "bronze": AppendTable,
-            "derived": DerivedTable,
-            "upsert": UpsertTable,
-            "current": CurrentTable,
-            "history": HistoryTable,
-        }
-        return kinds[landing.kind](self._catalog, landing.table, topic, **options)
-
-    def _freshness(self, landing: Landing) -> float:
-        stated = landing.contract.freshness if landing.contract else None
-        return min(stated or self._settings.sink.freshness_seconds, self._settings.sink.freshness_seconds)
 
     def _assign(self) -> None:
         """Read every partition of every flow from where it is; aiokafka forgets positions when it is assigned anew."""
