@@ -11,74 +11,36 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
-from headrace.kafka import ColumnarProducer, admin
-from headrace.kafka.admin import TopicSpec
-from headrace.kafka.client import producer_options
-from schemas.codec import Encoder
-from schemas.contracts import Contract
-from schemas.names import subject
 from schemas.registry import Registry
 from sinks.iceberg.slices import Reject
+from sinks.refused import RefusedRows
 
 Int64 = npt.NDArray[np.int64]
 
 
 class Quarantine:
-    """Writes rejects under the quarantine's contract. Started with the first reject, so that a sink without any needs
-    neither a producer nor the registry for it."""
+    """Writes the rejects of all tables of a sink."""
 
-    def __init__(self, kafka: KafkaSettings, registry: Registry, contract: Contract) -> None:
-        self._kafka = kafka
-        self._registry = registry
-        self._contract = contract
-        self._encoder: Encoder | None = None
-        self._producer: ColumnarProducer | None = None
-        self._partitions = 0
-        self._turn = asyncio.Lock()
+    def __init__(self, kafka: KafkaSettings, registry: Registry) -> None:
+        self._rows = RefusedRows(kafka, registry)
 
     async def send(self, rejects: Sequence[Reject], topic_id: str) -> None:
         """Return when all of them are acknowledged. They are of one topic, which has this id.
 
-        After an error, all of them are to be sent again: what is in the quarantine is a prefix of each partition's.
-        Raises `UnavailableError` and aiokafka's errors.
+        After an error, all of them are to be sent again. Raises `UnavailableError` and aiokafka's errors.
         """
-        async with self._turn:
-            producer, encoder = await self._start()
-            try:
-                for partition in sorted({reject.slice.partition for reject in rejects}):
-                    mine = [reject for reject in rejects if reject.slice.partition == partition]
-                    values = await asyncio.to_thread(encoder.encode, quarantine_rows(mine, topic_id, time.time()))
-                    await producer.send_in_turn(self._contract.topic, partition % self._partitions, None, values)
-            except KafkaError:
-                # Its sequence of batches has a hole: a broker may refuse what follows.
-                await self.close()
-                raise
+        await self._rows.send(await asyncio.to_thread(_by_partition, rejects, topic_id))
 
     async def close(self) -> None:
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            await producer.stop()
+        await self._rows.close()
 
-    async def _start(self) -> tuple[ColumnarProducer, Encoder]:
-        topic = self._contract.topic
-        if self._encoder is None:
-            await asyncio.to_thread(admin.ensure_topics, self._kafka, {topic: TopicSpec()})
-            self._partitions = (await asyncio.to_thread(admin.partitions, self._kafka))[topic]
-            name = subject(topic, "value")
-            schema_id = await asyncio.to_thread(self._registry.register, name, self._contract.avro)
-            self._encoder = Encoder(self._contract.avro, schema_id)
-        if self._producer is None:
-            producer = ColumnarProducer(**producer_options(self._kafka))
-            try:
-                await producer.start()
-            except (KafkaError, OSError):
-                await producer.stop()
-                raise
-            self._producer = producer
-        return self._producer, self._encoder
+
+def _by_partition(rejects: Sequence[Reject], topic_id: str) -> list[tuple[int, pa.RecordBatch]]:
+    lanes = sorted({reject.slice.partition for reject in rejects})
+    mine = {lane: [reject for reject in rejects if reject.slice.partition == lane] for lane in lanes}
+    return [(lane, quarantine_rows(mine[lane], topic_id, time.time())) for lane in lanes]
 
 
 def quarantine_rows(rejects: Sequence[Reject], topic_id: str, now: float) -> pa.RecordBatch:

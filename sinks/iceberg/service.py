@@ -41,7 +41,6 @@ from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
 
 GROUP = "headrace-sink"
-QUARANTINE = "ops.quarantine"
 
 # What a fetch waits for: so many bytes, or this share of the shortest freshness target.
 FETCH_BYTES, FETCHING, LONGEST_FETCH_WAIT = 512 << 10, 0.1, 0.5
@@ -84,7 +83,7 @@ class Sink:
         self._prefixes = change_prefixes(settings.content)
         plan((), self._contracts, self._prefixes, settings.sink.exclude)
         self._registry = Registry(settings.registry.url, settings.state / "schemas")
-        self._quarantine = Quarantine(settings.kafka, self._registry, self._contracts.by_topic[QUARANTINE])
+        self._quarantine = Quarantine(settings.kafka, self._registry)
         self._decoder = ThreadPoolExecutor(1, "decode")
         self._writer = ThreadPoolExecutor(1, "write")
         self._consumer = self._new_consumer()

@@ -6,24 +6,17 @@ record that the change came from. The sync's own state keeps the refusal too, wh
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import orjson
 import pyarrow as pa
-from aiokafka.errors import KafkaError
 
 from headrace.config import KafkaSettings
-from headrace.kafka import ColumnarProducer
-from headrace.kafka.admin import TopicSpec, ensure_topics
-from headrace.kafka.client import producer_options
-from schemas.codec import Encoder
-from schemas.contracts import BUILTIN, load_contract
-from schemas.names import subject
 from schemas.registry import Registry
 from schemas.types import UTC_MICROS
+from sinks.refused import RefusedRows
 from sinks.reverse.fold import Refusal
 
 
@@ -51,44 +44,18 @@ def quarantine_rows(sync: str, target: str, refusals: Sequence[tuple[str, Refusa
 
 
 class RefusalLog:
-    """Writes refusals of one sync; connects with the first."""
+    """Writes refusals of one sync."""
 
     def __init__(self, sync: str, target: str, kafka: KafkaSettings, registry: Registry) -> None:
         self._sync, self._target = sync, target
-        self._kafka = kafka
-        self._registry = registry
-        self._contract = load_contract(BUILTIN / "quarantined.avsc")
-        self._encoder: Encoder | None = None
-        self._producer: ColumnarProducer | None = None
+        self._rows = RefusedRows(kafka, registry)
 
     async def send(self, refusals: Sequence[tuple[str, Refusal]]) -> None:
         """Return when the broker has them; after an error, all are to be sent again.
 
         Raises `UnavailableError` and aiokafka's errors.
         """
-        topic = self._contract.topic
-        if self._encoder is None:
-            await asyncio.to_thread(ensure_topics, self._kafka, {topic: TopicSpec()})
-            name = subject(topic, "value")
-            number = await asyncio.to_thread(self._registry.register, name, self._contract.avro)
-            self._encoder = Encoder(self._contract.avro, number)
-        if self._producer is None:
-            producer = ColumnarProducer(**producer_options(self._kafka))
-            try:
-                await producer.start()
-            except (KafkaError, OSError):
-                await producer.stop()
-                raise
-            self._producer = producer
-        rows = quarantine_rows(self._sync, self._target, refusals, time.time())
-        try:
-            await self._producer.send_in_turn(topic, 0, None, self._encoder.encode(rows))
-        except KafkaError:
-            # Its sequence of batches has a hole: a broker may refuse what follows.
-            await self.close()
-            raise
+        await self._rows.send([(0, quarantine_rows(self._sync, self._target, refusals, time.time()))])
 
     async def close(self) -> None:
-        if self._producer is not None:
-            producer, self._producer = self._producer, None
-            await producer.stop()
+        await self._rows.close()

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from aiokafka.errors import KafkaTimeoutError
 
-import sinks.iceberg.quarantine
+import sinks.refused
 from headrace.config import KafkaSettings
 from headrace.kafka import admin
 from schemas.codec import Decoder
@@ -45,11 +45,11 @@ class Producer:
 
 async def test_after_a_failure_all_is_sent_again_by_another_producer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Producer, "all", [])
-    monkeypatch.setattr(sinks.iceberg.quarantine, "ColumnarProducer", Producer)
+    monkeypatch.setattr(sinks.refused, "ColumnarProducer", Producer)
     monkeypatch.setattr(admin, "ensure_topics", lambda *_: set())
     monkeypatch.setattr(admin, "partitions", lambda *_: {CONTRACT.topic: 1})
     monkeypatch.setattr(Registry, "register", lambda *_: 1)
-    quarantine = Quarantine(KafkaSettings(), Registry("http://nowhere"), CONTRACT)
+    quarantine = Quarantine(KafkaSettings(), Registry("http://nowhere"))
     part = slice_of([{"x": 1}] * 3, 10, schema=pa.schema([("x", pa.int64())]))
     rejects = [Reject(part, np.array([0, 2]), "bronze", "rule", ("a", "b"))]
     with pytest.raises(KafkaTimeoutError):
