@@ -100,7 +100,8 @@ def from_postgres(value: Any, type_: str, lake: pa.DataType) -> Any:
         found = [from_postgres(part, type_.removesuffix("[]"), item) for part in value]
         return [_COARSER[type_](part) if part is not None else None for part in found] if type_ in _COARSER else found
     if isinstance(value, float):
-        return canonical(single(value) if pa.types.is_float32(lake) else value)
+        # A column that was wide stays so, and holds all of a single-precision number.
+        return canonical(single(value) if type_ == "float4" or pa.types.is_float32(lake) else value)
     if isinstance(value, str) and type_ in _FROM_TEXT:
         value = _FROM_TEXT[type_](value)
     if isinstance(value, Decimal):

@@ -19,6 +19,7 @@ LAST = datetime.max
     ("value", "type_", "lake", "expected"),
     [
         (0.1, "float4", pa.float32(), 0.10000000149011612),
+        (0.1, "float4", pa.float64(), 0.10000000149011612),
         (float("nan"), "float8", pa.float64(), "NaN"),
         ("2024-02-29", "date", pa.date32(), date(2024, 2, 29)),
         ("infinity", "date", pa.date32(), date.max),
