@@ -99,5 +99,7 @@ def _text(node: Node) -> str:
     if node.kind == "enum":
         return f"enum of {', '.join(node.symbols)}"
     meaning = said.get("connect.name") or said.get("logicalType")
+    if labels := (said.get("connect.parameters") or {}).get("allowed"):
+        meaning = f"{meaning} of {labels}"
     # The name that Connect gives a record says nothing about its values.
     return f"{node.kind} ({str(meaning).rpartition('.')[2]})" if meaning and node.kind != "record" else node.kind
