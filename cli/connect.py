@@ -126,10 +126,19 @@ def resnapshot(
 
 
 @app.command()
-def restart(name: str) -> None:
+def restart(
+    name: str,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also what runs, so that it looks at its tables anew; waits until it runs.")
+    ] = False,
+) -> None:
     """Restart what has failed of a connector."""
-    Connect(load_settings().connect.url).restart(name)
-    say(f"{name}: restarting what has failed")
+    client = Connect(load_settings().connect.url)
+    if everything:
+        say(f"{name}: {client.restart_all(name).state}")
+    else:
+        client.restart(name)
+        say(f"{name}: restarting what has failed")
 
 
 @app.command()

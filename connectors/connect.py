@@ -348,11 +348,19 @@ class Connect:
 
     def restart(self, name: str) -> None:
         """Restart what has failed of the connector (itself and tasks); running tasks go on."""
-        self.call(
-            "POST",
-            f"/connectors/{quote(name, safe='')}/restart",
-            params={"includeTasks": "true", "onlyFailed": "true"},
-        )
+        self._restart(name, only_failed=True)
+
+    def restart_all(self, name: str, *, timeout: float = 60.0) -> ConnectorStatus:
+        """Restart the connector and its tasks, also those that run, and wait until all do: it looks at its tables anew.
+
+        Raises what `apply` raises.
+        """
+        self._restart(name, only_failed=False)
+        return self._await_running(name, time.monotonic() + timeout)
+
+    def _restart(self, name: str, *, only_failed: bool) -> None:
+        params = {"includeTasks": "true", "onlyFailed": str(only_failed).lower()}
+        self.call("POST", f"/connectors/{quote(name, safe='')}/restart", params=params)
 
     def remove(self, name: str) -> None:
         """Remove the connector and wait until it is gone. Its topics, offsets and replication slot stay."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from connectors.databases import SIGNAL_TABLE, need_source, open_source
 from connectors.lifecycle import source_offset
+from connectors.mysql import is_binlog
 from connectors.notices import TOPIC, Snapshot
 from connectors.watch import PART, Progress, Watch
 from headrace.config import Settings
@@ -26,6 +27,8 @@ POLL_SECONDS = 1.0
 TAKEN_UP_SECONDS = 60.0
 # Connect keeps a connector's place every few seconds; a snapshot that is in it will go on.
 LOST_SECONDS = 60.0
+# What Debezium says of a table of which it has met no change and which was not there at its start.
+UNKNOWN = "UNKNOWN_SCHEMA"
 NEEDS = "see docs/operations.md, Snapshots on demand"
 
 Show = Callable[[list[Progress]], None]
@@ -50,6 +53,13 @@ class Target:
     @property
     def signals(self) -> str:
         return self._need(SIGNAL_TABLE)
+
+    @property
+    def learn(self) -> str:
+        """How Debezium gets to know a table that it is told to capture while it runs."""
+        if is_binlog(self.config):
+            return "see docs/mariadb.md, Capture another table"
+        return f"headrace connect restart {self.name} --all, then ask again"
 
     def _need(self, setting: str) -> str:
         value = self.config.get(setting, "")
@@ -126,9 +136,10 @@ def follow(watch: Watch, target: Target, number: str, show: Show) -> Snapshot:
         capture = watch.look({target.name})[0]
         show([part for part in capture.snapshots if part.id == number])
         if found is not None and found.over:
-            failed = [f"{table}: {scan.failed}" for table, scan in found.tables.items() if scan.failed]
-            if failed:
-                raise TerminalError("; ".join(failed), where=f"connector {target.name}", hint="headrace logs connect")
+            if failed := {table: scan.failed for table, scan in found.tables.items() if scan.failed}:
+                said = "; ".join(f"{table}: {why}" for table, why in failed.items())
+                hint = target.learn if UNKNOWN in failed.values() else "headrace logs connect"
+                raise TerminalError(said, where=f"connector {target.name}", hint=hint)
             return found
         if capture.fault or capture.state == "FAILED":
             raise TerminalError(

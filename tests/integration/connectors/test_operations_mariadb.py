@@ -26,19 +26,12 @@ from tests.integration.sinks.iceberg.shop import running
 @pytest.fixture
 def own(settings: Settings, mariadb_url: str, connect_url: str, tmp_path: Path) -> Iterator[Inventory]:
     with inventory(settings, mariadb_url, connect_url, tmp_path) as made:
-        made.settings = made.settings.model_copy(update={"databases": {made.name: made.url}})
-        name = made.name
         made.configure(
             **{
-                "table.include.list": f"{name}\\.things,{name}\\.moves",
-                "signal.data.collection": f"{name}.headrace_signal",
-                "incremental.snapshot.watermarking.strategy": "insert_delete",
+                "table.include.list": f"{made.name}\\.things,{made.name}\\.moves",
                 "incremental.snapshot.chunk.size": "64",
-                "notification.enabled.channels": "sink",
-                "notification.sink.topic.name": f"{name}.notifications",
                 "heartbeat.interval.ms": "500",
-                "topic.creation.control.include": f"{name}[.](transaction|notifications|.*_signal),.*heartbeat.*",
-            }
+            },
         )
         yield made
 
