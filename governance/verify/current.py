@@ -124,6 +124,11 @@ def _read_postgres(
     return Visible.parse(snapshot[0]), rows, tuple(k[0] for k in keys), types
 
 
+def forms_of(url: str, types: Mapping[str, str], lake: Mapping[str, pa.DataType]) -> Forms | mariadb.Forms:
+    """How columns of a database's table compare with those of its table in the lake."""
+    return (mariadb.Forms if is_mysql(url) else Forms)(types, lake)
+
+
 def _changes(
     kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int], end: Mapping[int, int] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
@@ -205,7 +210,7 @@ def check_current(
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)
     columns = _columns(lake, table)
-    forms = (mariadb.Forms if is_mysql(database_url) else Forms)(database.types, columns)
+    forms = forms_of(database_url, database.types, columns)
 
     def compared(row: dict[str, Any]) -> dict[str, Any]:
         """Without what the database has no more: a column that was dropped stays in the table."""

@@ -19,8 +19,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from connectors.connect import Connect, Connector, load_connector
-from governance.verify.current import read_database
-from governance.verify.postgres import Forms
+from governance.verify.current import forms_of, read_database
 from governance.verify.values import canonical
 from headrace.config import Settings
 from headrace.process import Lifecycle
@@ -33,13 +32,19 @@ SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
 
 @dataclass
 class Capture:
-    """Tables of schema `public` and what became of them in the lake."""
+    """Tables of one schema and what became of them in the lake."""
 
     name: str
     url: str = field(repr=False)
     settings: Settings
     connector: Connector
+    schema: str = "public"
     _catalog: Catalog | None = None
+
+    def configure(self, **changes: str) -> None:
+        path = self.connector.path
+        path.write_text(json.dumps({"name": self.name, "config": {**self.connector.config, **changes}}))
+        self.connector = load_connector(path)
 
     def execute(self, *statements: str) -> None:
         """Each statement in a transaction of its own."""
@@ -53,7 +58,7 @@ class Capture:
                 db.execute(statement)
 
     def topic(self, name: str) -> str:
-        return f"{self.name}.public.{name}"
+        return f"{self.name}.{self.schema}.{name}"
 
     def table(self, name: str, layer: str = "silver") -> Table | None:
         self._catalog = self._catalog or open_catalog(self.settings.lake)
@@ -75,9 +80,8 @@ class Capture:
         if found is None:
             return "there is no table yet"
         arrow = found.scan().to_arrow()
-        database = read_database(self.url, "public", name)
-        assert database.types is not None
-        forms = Forms(database.types, {column.name: column.type for column in arrow.schema})
+        database = read_database(self.url, self.schema, name)
+        forms = forms_of(self.url, database.types, {column.name: column.type for column in arrow.schema})
         if absent := set(forms.types) - set(forms.lake):
             return f"no column {', '.join(sorted(absent))}"
         rows = arrow.select(list(forms.types)).to_pylist()
@@ -88,11 +92,11 @@ class Capture:
         missing, surplus = ([row[:300] for row in more][:3] for more in (want - have, have - want))
         return f"database only: {missing}; table only: {surplus}"
 
-    async def equal(self, *names: str, seconds: float = 40) -> None:
+    async def equal(self, *names: str, seconds: float = 90) -> None:
         """Return once each table's current state is what the database holds."""
         await self.until(lambda: next(((n, d) for n in names if (d := self.difference(n))), None), seconds)
 
-    async def until(self, wrong: Any, seconds: float = 40) -> None:
+    async def until(self, wrong: Any, seconds: float = 90) -> None:
         """Return once `wrong()` has nothing to say."""
         deadline = time.monotonic() + seconds
         while (said := await asyncio.to_thread(wrong)) and time.monotonic() < deadline:  # noqa: ASYNC110
@@ -122,13 +126,14 @@ def captured(
         "slot.name": name,
         "publication.name": name,
         "topic.creation.default.partitions": "4",
-        "topic.creation.control.include": f"{name}\\.transaction,__debezium-heartbeat\\..*",
+        "topic.creation.control.include": f"{name}\\.(transaction|notifications|.*_signal),__debezium-heartbeat\\..*",
+        "notification.sink.topic.name": f"{name}.notifications",
     }
     file = folder / "connectors" / "debezium" / f"{name}.json"
     file.write_text(json.dumps({"name": name, "config": chosen | config}))
     with psycopg.connect(settings.postgres.url, autocommit=True) as admin:
         admin.execute(f"CREATE DATABASE {source}")
-        capture = Capture(name, url, mine, load_connector(file))
+        capture = Capture(name, url, mine.model_copy(update={"databases": {name: url}}), load_connector(file))
         capture.execute(*setup)
         try:
             yield capture

@@ -17,7 +17,7 @@ from uuid import uuid4
 import psycopg
 import pymysql
 
-from connectors.connect import Connect, Connector, load_connector
+from connectors.connect import Connect, load_connector
 from governance.verify.avro import Schemas
 from governance.verify.current import check_current
 from governance.verify.kafka import KafkaReader
@@ -26,6 +26,7 @@ from governance.verify.report import Check
 from headrace.config import Settings
 from headrace.mysql import connect
 from schemas.names import table_name
+from tests.integration.cdc.capture import Capture
 from tests.integration.sinks.iceberg.shop import made_settings
 
 FILE = Path(__file__).parents[3] / "docs" / "examples" / "inventory.json"
@@ -33,26 +34,15 @@ PARTITIONS = 3
 
 
 @dataclass
-class Inventory:
+class Inventory(Capture):
     """`things` is changed in every way, `moves` is never truncated, `notes` has no key."""
 
-    name: str
-    server: str = field(repr=False)
-    settings: Settings
-    connector: Connector
-    _lake: Lake | None = None
-
-    @property
-    def url(self) -> str:
-        return f"{self.server.rstrip('/')}/{self.name}"
-
-    def configure(self, **changes: str) -> None:
-        path = self.connector.path
-        path.write_text(json.dumps({"name": self.name, "config": {**self.connector.config, **changes}}))
-        self.connector = load_connector(path)
+    server: str = field(repr=False, kw_only=True)
 
     def execute(self, *statements: str) -> None:
-        """All in one transaction."""
+        self.transaction(*statements)
+
+    def transaction(self, *statements: str) -> None:
         with connect(self.url) as db, db.cursor() as cursor:
             for statement in statements:
                 cursor.execute(statement)
@@ -62,9 +52,6 @@ class Inventory:
         with connect(self.url) as db, db.cursor() as cursor:
             cursor.execute(query)
             return list(cursor.fetchall())
-
-    def topic(self, table: str) -> str:
-        return f"{self.name}.{self.name}.{table}"
 
     def check(self, table: str, patience: float = 90.0) -> Check:
         """What `headrace verify` finds, now."""
@@ -92,12 +79,6 @@ class Inventory:
         kafka, topic = KafkaReader(self.settings.kafka), self.topic(table)
         return sum(kafka.bounds(topic, p)[1] for p in range(kafka.topics().get(topic, 0)))
 
-    def landed(self, table: str, layer: str = "silver") -> list[dict[str, Any]]:
-        self._lake = lake = self._lake or Lake(self.settings.lake)
-        lake.refresh()
-        held = lake.table(table_name(layer, self.topic(table)))
-        return [] if held is None or not held.columns else list(lake.rows(f"SELECT * FROM {lake.scan(held)}"))
-
 
 @contextmanager
 def inventory(settings: Settings, server: str, connect_url: str, folder: Path) -> Iterator[Inventory]:
@@ -110,7 +91,9 @@ def inventory(settings: Settings, server: str, connect_url: str, folder: Path) -
     }
     path = folder / "connectors" / "debezium" / f"{name}.json"
     path.write_text(json.dumps({"name": name, "config": config}))
-    own = Inventory(name, server, mine, load_connector(path))
+    url = f"{server.rstrip('/')}/{name}"
+    mine = mine.model_copy(update={"databases": {name: url}})
+    own = Inventory(name, url, mine, load_connector(path), name, server=server)
     _run(server, f"CREATE DATABASE {name}")
     try:
         own.execute(
