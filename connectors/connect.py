@@ -26,6 +26,7 @@ from schemas.names import SIGNAL_TABLE
 WORST_FIRST = ("FAILED", "UNASSIGNED", "RESTARTING", "STARTING", "STOPPED", "PAUSED", "RUNNING")
 PLACEHOLDER = re.compile(r"\$\{([^:}]+):([^}]*)\}")
 SETTLE_SECONDS = 2.0
+STALE_SECONDS = 15.0
 BINLOG_LOSSLESS = {
     "bigint.unsigned.handling.mode": "precise",
     "event.converting.failure.handling.mode": "fail",
@@ -286,11 +287,19 @@ class Connect:
         self.check(connector)
         name = quote(connector.name, safe="")
         deadline = time.monotonic() + timeout
-        unchanged = self.plan(connector) == "none"
+        unchanged, before = self.plan(connector) == "none", self._failure(connector.name)
         self._patiently("PUT", f"/connectors/{name}/config", deadline, body=connector.config | {"name": connector.name})
-        if unchanged and self.status(connector.name).state == "FAILED":
+        if unchanged and before is not None:
             self.restart(connector.name)
-        return self._await_running(connector.name, deadline)
+        return self._await_running(connector.name, deadline, before)
+
+    def _failure(self, name: str) -> ConnectorStatus | None:
+        """The status of a connector that has failed; None for one that has not, or is not there."""
+        try:
+            status = self.status(name)
+        except ConfigError:
+            return None
+        return status if status.state == "FAILED" else None
 
     def _patiently(self, method: str, path: str, deadline: float, body: Any = None) -> None:
         """Connect refuses while it rebalances (409); that passes in seconds."""
@@ -303,8 +312,9 @@ class Connect:
                     raise
                 time.sleep(0.5)
 
-    def _await_running(self, name: str, deadline: float) -> ConnectorStatus:
-        """A state counts when it has stood for a moment: right after a change Connect still shows the old one."""
+    def _await_running(self, name: str, deadline: float, before: ConnectorStatus | None) -> ConnectorStatus:
+        """A state counts when it has stood for a moment, and for longer when it is the one of `before`: after a change
+        Connect still shows that until the tasks have started."""
         state, since = "", time.monotonic()
         while True:
             try:
@@ -314,7 +324,8 @@ class Connect:
             now = time.monotonic()
             if status.state != state:
                 state, since = status.state, now
-            if now - since >= SETTLE_SECONDS:
+            before = before if status == before else None
+            if now - since >= (SETTLE_SECONDS if before is None else STALE_SECONDS):
                 if state == "RUNNING":
                     return status
                 if state == "FAILED":
@@ -355,8 +366,9 @@ class Connect:
 
         Raises what `apply` raises.
         """
+        before = self.status(name)
         self._restart(name, only_failed=False)
-        return self._await_running(name, time.monotonic() + timeout)
+        return self._await_running(name, time.monotonic() + timeout, before)
 
     def _restart(self, name: str, *, only_failed: bool) -> None:
         params = {"includeTasks": "true", "onlyFailed": str(only_failed).lower()}
