@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 
+from headrace.asof import BEGIN, END
 from headrace.errors import ContractError
 from headrace.keyindex import hash_keys, last_of_each
 from headrace.logs import get_logger
@@ -229,7 +230,7 @@ def new_columns(
                 without.append(name)
             elif name not in found or at < found[name].at:
                 found[name] = Column(at, fields[name], value)
-        gone = sorted(name for name in have - fields.keys() if not name.startswith("_"))
+        gone = sorted(name for name in have - fields.keys() - {BEGIN, END} if not name.startswith("_"))
         if without and (gone or any(_filled(fields[name]) for name in without)):
             table = source_table(part.topic)
             log.warning(

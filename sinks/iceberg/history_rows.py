@@ -19,6 +19,7 @@ from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.recent import among
 from sinks.iceberg.shape import fit_rows
 from sinks.iceberg.slices import COORDINATES
+from sinks.iceberg.toast import Moves
 from sinks.iceberg.versions import NEVER, NONE, Sequence, sequence
 
 Mask = npt.NDArray[np.bool_]
@@ -116,17 +117,38 @@ def filled(log: Log) -> tuple[Log, Mask, int]:
 
 def _filled(log: Log) -> tuple[Log, Mask]:
     rows, unknown = log.rows, np.zeros(len(log.times), np.bool_)
+    moved = None
     for number in range(rows.num_columns):
         values = rows.column(number).combine_chunks()
         lacking = mask_of(envelope.unavailable_mask(values)) & log.present
         if not lacking.any():
             continue
-        source = np.where(lacking, log.sequence.last_marked(log.present & ~lacking), np.arange(len(values)))
+        moved = _moved(log) if moved is None else moved
+        source = np.where(lacking, _valued(log, lacking, np.where(lacking, moved, NONE)), np.arange(len(values)))
         values = values.take(pa.array(source, mask=source < 0))
         # What was null can't have stayed: a null is not large.
         unknown |= lacking & mask_of(pc.is_null(values))
         rows = rows.set_column(number, rows.schema.field(number), values)
     return replace(log, rows=rows), unknown
+
+
+def _moved(log: Log) -> Int64:
+    """For each create that a changed key has made, the delete that is its other half; else `NONE`."""
+    places = places_of(log.rows)
+    created = mask_of(pc.equal(log.rows.column(OP), "c")) & (log.origins < 0)
+    moves = Moves.of(places.high, places.low, created, log.present)
+    moved = np.full(len(created), NONE)
+    moved[moves.create] = moves.delete
+    return moved
+
+
+def _valued(log: Log, lacking: Mask, moved: Int64) -> Int64:
+    """For each row the last one up to it that has the value, of its key or the key that it had before; else `NONE`."""
+    last = log.sequence.last_marked(log.present & (~lacking | (moved != NONE)))
+    found = last.copy()
+    while len(again := np.flatnonzero((found != NONE) & (moved[found] != NONE))):
+        found[again] = last[moved[found[again]]]
+    return found
 
 
 def confirmed(log: Log) -> Log:

@@ -11,6 +11,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyiceberg.schema import Schema
+from pyiceberg.types import LongType, NestedField, TimestamptzType
+from structlog.testing import capture_logs
 
 from headrace.errors import SchemaNotFoundError, UnavailableError
 from headrace.kafka import Chunk
@@ -19,7 +22,7 @@ from schemas.envelope import NOWHERE
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.applicable import KEY_RULE
 from sinks.iceberg.current import CurrentTable
-from sinks.iceberg.follow import staged
+from sinks.iceberg.follow import new_columns, staged
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Slice
 from tests.unit.sinks.iceberg.support import (
@@ -68,6 +71,16 @@ def catalog(tmp_path):
 def opened(table, partitions=1):
     table.open(source(partitions))
     return table
+
+
+def test_the_times_of_a_history_are_no_columns_that_the_source_dropped():
+    names = [("id", LongType()), ("valid_from", TimestamptzType()), ("valid_to", TimestamptzType())]
+    schema = Schema(*(NestedField(number, *column) for number, column in enumerate(names, 1)))
+    note = {"name": "note", "type": ["null", "string"], "default": None}
+    wide = replace(part([change("c", {"id": 1}, 5)], rated=False), schema=avro(INT, note))
+    with capture_logs() as said:
+        assert new_columns([wide], schema, {}, {0: NOWHERE}) == {}
+    assert said == []
 
 
 def test_rows_of_before_hold_an_added_columns_default(catalog):

@@ -276,6 +276,30 @@ def test_values_that_were_not_sent_are_those_of_the_version_before(history):
     assert [(r.rows.tolist(), r.stage, r.rule) for r in prepared.rejects] == [([4], "history", "value")]
 
 
+def test_values_that_were_not_sent_follow_a_key_that_changes(history):
+    """From the version of the key before, or from the change before in the batch; again and again."""
+
+    def moved(old: int, new: int, lsn: int) -> list[dict[str, Any]]:
+        halves = [event("d", old, None, lsn), event("c", new, UNAVAILABLE, lsn)]
+        halves[1]["transaction"]["total_order"] = 2
+        return halves
+
+    landed(history, event("c", 1, "long", 10), event("c", 5, "big", 11))
+    prepared = landed(
+        history,
+        *moved(1, 2, 20),
+        *moved(2, 3, 21),
+        event("u", 5, "new", 22),
+        *moved(5, 6, 23),
+        event("u", 6, UNAVAILABLE, 24),
+        *moved(9, 8, 25),
+    )
+    found = [row[:4] for row in seen(history)]
+    assert found[:3] == [(1, "long", 10, 20), (2, "long", 20, 21), (3, "long", 21, None)]
+    assert found[3:] == [(5, "big", 11, 22), (5, "new", 22, 23), (6, "new", 23, 24), (6, "new", 24, None)]
+    assert [(r.rows.tolist(), r.rule) for r in prepared.rejects] == [([9], "value")]
+
+
 def test_a_value_that_was_not_sent_and_is_not_in_the_version_before_refuses_the_change(history):
     landed(history, event("c", 1, None, 10))
     wide = timed(pa.struct([*ROW, ("note", pa.string())]))
