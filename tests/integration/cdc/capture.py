@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from confluent_kafka import KafkaException
 from psycopg.conninfo import make_conninfo
 from pyiceberg.catalog import Catalog
 from pyiceberg.table import Table
 
 from connectors.connect import Connect, Connector, load_connector
 from governance.verify.current import forms_of, read_database
+from governance.verify.kafka import KafkaReader
 from governance.verify.values import canonical
 from headrace.config import Settings
 from headrace.process import Lifecycle
@@ -60,9 +62,12 @@ class Capture:
     def topic(self, name: str) -> str:
         return f"{self.name}.{self.schema}.{name}"
 
+    def table_name(self, name: str, layer: str = "silver") -> str:
+        return table_name(layer, self.topic(name))
+
     def table(self, name: str, layer: str = "silver") -> Table | None:
         self._catalog = self._catalog or open_catalog(self.settings.lake)
-        return find_table(self._catalog, table_name(layer, self.topic(name)))
+        return find_table(self._catalog, self.table_name(name, layer))
 
     def landed(self, name: str, layer: str = "silver") -> list[dict[str, Any]]:
         found = self.table(name, layer)
@@ -73,6 +78,14 @@ class Capture:
         found = find_table(self._catalog, "ops.quarantine")
         rows = [] if found is None else found.scan().to_arrow().to_pylist()
         return [row for row in rows if row["source_topic"] == self.topic(name)]
+
+    def sent(self, name: str) -> int:
+        """How many records its topic has."""
+        kafka, topic = KafkaReader(self.settings.kafka), self.topic(name)
+        try:
+            return sum(kafka.bounds(topic, partition)[1] for partition in range(kafka.topics().get(topic, 0)))
+        except KafkaException:  # a topic that is being made has no leader
+            return 0
 
     def difference(self, name: str) -> str | None:
         """What the current state has that the database has not, and the other way; the database's columns count."""

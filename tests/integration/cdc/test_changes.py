@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import psycopg
+import pyarrow.compute as pc
 import pytest
 
 from headrace.config import Settings
+from stack.testing import SessionStack
 from tests.integration.cdc.capture import Capture, captured, streaming
+from tests.integration.stack.test_supervision import kill
 
 BIG = (
     "SELECT {id}, 0, repeat('abc', 2000), convert_to(repeat('abd', 2000), 'UTF8'), "
@@ -46,10 +50,15 @@ SETUP = (
     "INSERT INTO named VALUES (1, 'x', 1), (2, 'y', 2)",
 )
 TABLES = ("things", "big", "bigfull", "keyless", "indexed", "identified", "unidentified", "emptied", "named")
+# A hundred thousand rows, and among them some that a repeat would double.
+LARGE = """DO $$ BEGIN FOR i IN 1..100 LOOP
+    INSERT INTO things SELECT g, 'bulk', 1 FROM generate_series(1000 * i, 1000 * i + 999) g;
+    INSERT INTO keyless SELECT i, 'bulk' FROM generate_series(1, 10);
+END LOOP; END $$"""
 
 
 async def test_every_change_of_the_source_is_in_the_current_state(
-    settings: Settings, connect_url: str, tmp_path: Path
+    settings: Settings, stack: SessionStack, connect_url: str, tmp_path: Path
 ) -> None:
     one_partition = {
         "topic.creation.groups": "control,single",
@@ -67,15 +76,24 @@ async def test_every_change_of_the_source_is_in_the_current_state(
             large_values(capture)
             keyless_changes(capture)
             truncations(capture)
-            capture.transaction(
-                "INSERT INTO things SELECT g, 'bulk', 1 FROM generate_series(1000, 100999) g",
-                "UPDATE things SET price = 2 WHERE id % 1000 = 0",
-            )
-            await capture.equal(*TABLES, seconds=90)
+            capture.transaction(LARGE, "UPDATE things SET price = 2 WHERE id % 1000 = 0")
+            await capture.until(lambda: capture.sent("things") < 30_000 and "not in the middle of it", 90)
+            await asyncio.to_thread(kill, stack.home, "connect")
+            await capture.equal(*TABLES, seconds=150)
             assert capture.quarantined("things") == capture.quarantined("keyless") == []
             assert capture.quarantined("bigfull") == []
             assert lifecycle.problems() == {}
+        assert all(repeats(capture, table) for table in ("things", "keyless")), "the kill was no test"
         assert "__debezium_unavailable_value" in str(capture.landed("big", "bronze")), "bronze is as received"
+
+
+def repeats(capture: Capture, table: str) -> int:
+    """How many changes came again, by their places in the log."""
+    found = capture.table(table, "bronze")
+    assert found is not None
+    rows = found.scan(row_filter="op in ('c', 'u', 'd')", selected_fields=("source", "transaction")).to_arrow()
+    sequence, order = pc.struct_field(rows["source"], "sequence"), pc.struct_field(rows["transaction"], "total_order")
+    return len(rows) - len(set(zip(sequence.to_pylist(), order.to_pylist(), strict=True)))
 
 
 def small_changes(capture: Capture) -> None:

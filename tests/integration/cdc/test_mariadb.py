@@ -17,6 +17,7 @@ from governance.verify.kpis import recompute
 from governance.verify.lake import Lake
 from headrace.config import Settings
 from headrace.errors import ContractError, UnavailableError
+from headrace.lake import answer
 from headrace.mysql import connect, require_row_log
 from schemas.kpis import Kpi
 from schemas.names import table_name
@@ -84,7 +85,7 @@ async def test_changes_over_a_kill_of_connect(own: Inventory, stack: SessionStac
     assert list(value.values()) == [float(own.select("SELECT sum(amount) FROM moves")[0][0])]
 
 
-async def test_a_table_that_is_truncated_again_and_again(own: Inventory, connect_url: str) -> None:
+async def test_truncations_and_a_large_transaction(own: Inventory, connect_url: str) -> None:
     # In one partition: there the log's order and the topic's are the same.
     own.configure(**{"topic.creation.default.partitions": "1"})
     await asyncio.to_thread(Connect(connect_url).apply, own.connector)
@@ -105,7 +106,15 @@ async def test_a_table_that_is_truncated_again_and_again(own: Inventory, connect
         own.execute("TRUNCATE TABLE things")
         await until(lambda: not own.landed("things"))
         assert own.check("things").offences == []
-    assert [event["op"] for _, event in own.events("things")].count("t") == 5
+        assert [event["op"] for _, event in own.events("things")].count("t") == 5
+        own.execute(
+            "INSERT INTO things (id, kind) SELECT seq, 1 FROM seq_1_to_100000",
+            "UPDATE things SET kind = 2, name = NULL WHERE id % 1000 = 0",
+            "DELETE FROM things WHERE id % 1000 = 1",
+        )
+        count = f"SELECT count(*) FROM {table_name('silver', own.topic('things'))}"
+        await until(lambda: answer(own.settings.lake, count).rows == [(99_900,)])
+        assert own.check("things").offences == []
 
 
 def test_a_server_whose_log_hides_places_is_refused_with_the_statement(own: Inventory) -> None:
