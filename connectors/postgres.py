@@ -111,7 +111,8 @@ class PostgresSource:
                 raise ConfigError(
                     f"publication {self.publication} lacks the signalling table, so a signal would not be read",
                     where=table,
-                    hint=f"ALTER PUBLICATION {self.publication} ADD TABLE {table}; then headrace connect restart --all",
+                    hint=f"ALTER PUBLICATION {self.publication} ADD TABLE {table}; "
+                    "then headrace connect restart NAME --all",
                 )
             # Debezium deletes its own rows; those of earlier signals are of no more use.
             db.execute(sql.SQL("DELETE FROM {} WHERE id LIKE 'headrace-%'").format(place))
