@@ -55,10 +55,11 @@ class Topics:
 
     def orders(self, events: int) -> str:
         """A topic with so many change events of one table, keyed by the table's key."""
-        topic, schema = orders_topic(events), envelope("orders", ORDER)
+        topic = orders_topic(events)
         table = topic.rpartition(".")[2]
+        schema, keyed = envelope(table, ORDER), key(table, "long")
         values = Encoder(schema, self._registry.register(subject(topic, "value"), schema))
-        keys = Encoder(key("orders", "long"), self._registry.register(subject(topic, "key"), key("orders", "long")))
+        keys = Encoder(keyed, self._registry.register(subject(topic, "key"), keyed))
 
         def batches(partition: int) -> Batches:
             for parts in changes(share(events, partition), partition, PARTITIONS):

@@ -30,6 +30,18 @@ def field_name(column: str) -> str:
     return re.sub(r"^(?=[0-9])", "_", adjusted)
 
 
+def is_schema_of(topic: str, name: str) -> bool:
+    """Whether an Avro record, by its full name, is one of those that Debezium describes the events of a change topic
+    with: the topic is its namespace. There, a sign that Avro's names may not have is `_` or, told by its number,
+    `_u002d`, and before a digit at the beginning is `_`."""
+    space, _, _ = name.rpartition(".")
+    return _plain(space) == _plain(topic)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"_u[0-9a-f]{4}|[^A-Za-z0-9]", "_", name).lstrip("_")
+
+
 def subject(topic: str, part: Literal["value", "key"]) -> str:
     """The registry subject of a topic's values or keys (TopicNameStrategy)."""
     return f"{topic}-{part}"

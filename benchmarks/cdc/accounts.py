@@ -154,9 +154,10 @@ class AccountsTopic:
     @cached_property
     def _encoders(self) -> tuple[Encoder, Encoder]:
         registry = Registry(self._settings.registry.url)
+        key, value = ({**schema, "namespace": self.name} for schema in (KEY, ENVELOPE))
         try:
-            keys = Encoder(KEY, registry.register(subject(self.name, "key"), KEY))
-            return keys, Encoder(ENVELOPE, registry.register(subject(self.name, "value"), ENVELOPE))
+            keys = Encoder(key, registry.register(subject(self.name, "key"), key))
+            return keys, Encoder(value, registry.register(subject(self.name, "value"), value))
         finally:
             registry.close()
 

@@ -30,7 +30,7 @@ from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 from schemas.envelope import UNSEEN_MS, row_schema
-from schemas.names import field_name, is_topic_of
+from schemas.names import field_name, is_schema_of, is_topic_of
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def _changes(
     kafka: KafkaReader, schemas: Schemas, topic: str, start: dict[int, int], end: Mapping[int, int] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
     """Change events from `start` to `end`, or to the end of each partition; `start` is moved there. `schema` of each is
-    its writer's, `fields` are those of its row, by name."""
+    its writer's, `fields` are those of its row, by name. Records under a schema of another topic are none."""
     found = []
     for partition, offset in list(start.items()):
         high = kafka.bounds(topic, partition)[1] if end is None else end[partition]
@@ -143,6 +143,8 @@ def _changes(
             try:
                 value, schema = schemas.decode(record.value)
             except DecodeError:
+                continue
+            if not (isinstance(schema, dict) and is_schema_of(topic, schema.get("name", ""))):
                 continue
             fields = {field["name"]: field for field in row_schema(schema)["fields"]}
             found.append((record, from_avro(value, schema) | {"schema": schema, "fields": fields}))

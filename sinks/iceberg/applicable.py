@@ -101,6 +101,10 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
     if missing:
         yield "key", written | deletes, f"the row has no {', '.join(sorted(missing))}"
         return
+    if part.key_unlike:
+        names = ", ".join(part.key_unlike)
+        yield "key", written | deletes, f"{names} is of another type in the record's key than in the row"
+        return
     if part.key_fields != key:
         yield KEY_RULE if part.key_named else "key", written | deletes, _other_key(part, key)
         return

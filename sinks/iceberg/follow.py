@@ -84,7 +84,7 @@ def row_changes(part: Slice) -> Mask:
 def says_key(part: Slice) -> bool:
     """Whether records of a slice can say what key their table has: they change rows, which have its columns."""
     changes = part.key_fields is not None and row_changes(part).any()
-    return bool(changes and set(part.key_fields or ()) <= row_columns(part))
+    return bool(changes and not part.key_unlike and set(part.key_fields or ()) <= row_columns(part))
 
 
 def repeated(part: Slice, mark: Position) -> Mask:

@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 from headrace.errors import ContractError, SchemaNotFoundError
 from headrace.kafka import Chunk
 from headrace.kafka.columns import concat_binary
-from schemas import baseline
+from schemas import baseline, envelope
+from schemas.avro import PRIMITIVES
 from schemas.codec import ChunkDecoder, Decoded
+from schemas.names import is_schema_of
 from sinks.iceberg.slices import Slice
 
 Int64 = npt.NDArray[np.int64]
@@ -45,13 +47,14 @@ class _Piece:
 class TopicReader:
     """Decodes the chunks of one topic. One thread at a time.
 
-    `with_keys`, for topics whose tables follow a source's schema: a slice has records of one schema of the value, and
-    of one schema of the key, whose fields are named.
+    `changes_of` is the topic, where its tables follow a source's schema: a slice has records of one schema of the
+    value, and of one schema of the key, whose fields are named. Values under a schema of another topic do not decode:
+    it would give the tables its columns.
     """
 
-    def __init__(self, schema_of: Callable[[int], dict[str, Any]], *, with_keys: bool) -> None:
+    def __init__(self, schema_of: Callable[[int], dict[str, Any]], *, changes_of: str = "") -> None:
         self._schema_of = schema_of
-        self._with_keys = with_keys
+        self._changes_of = changes_of
         self._decoders: dict[bytes | None, ChunkDecoder] = {}
 
     def read(self, chunk: Chunk, start: int) -> list[Slice]:
@@ -74,7 +77,7 @@ class TopicReader:
         return [self._slice(piece, next(decoded[piece.value])) for piece in pieces]
 
     def _pieces(self, chunk: Chunk, start: int) -> Iterator[_Piece]:
-        if not self._with_keys:
+        if not self._changes_of:
             yield _Piece(chunk, start)
             return
         marks = self._baselines(chunk)
@@ -88,11 +91,12 @@ class TopicReader:
     def _decoded(self, value: bytes | None, parts: Sequence[pa.BinaryArray]) -> Iterator[Decoded]:
         decoder = self._decoders.get(value)
         if decoder is None:
-            decoder = self._decoders[value] = ChunkDecoder(self._schema_of)
+            decoder = self._decoders[value] = ChunkDecoder(self._value_schema)
         return iter(_apart(decoder.decode(concat_binary(parts)), [len(part) for part in parts]))
 
     def _slice(self, piece: _Piece, decoded: Decoded) -> Slice:
-        chunk = piece.chunk
+        chunk, keyed = piece.chunk, bool(self._changes_of)
+        key, value = _known(self._schema_of, piece.key), _known(self._value_schema, piece.value)
         return Slice(
             topic=chunk.topic,
             partition=chunk.partition,
@@ -107,9 +111,10 @@ class TopicReader:
             nulls=decoded.nulls,
             bad=decoded.bad,
             reasons=tuple(decoded.reasons),
-            key_fields=self._fields(piece.key) if self._with_keys else None,
-            key_named=self._with_keys and _beside(self._schema(piece.key), self._schema(piece.value)),
-            schema=self._schema(piece.value),
+            key_fields=self._fields(piece.key) if keyed else None,
+            key_named=keyed and _beside(key, value),
+            key_unlike=_unlike(key, value),
+            schema=value,
             baseline=piece.baseline,
             baseline_time=piece.baseline_time,
         )
@@ -126,7 +131,7 @@ class TopicReader:
         change that has lost its key is not one of its neighbours'. Baselines and tombstones, and what names an unknown
         schema, go with their neighbours."""
         keys, key_of = _headers(chunk.keys, lambda header: not self._is_baseline(header))
-        values, value_of = _headers(chunk.values, lambda header: self._schema(header) is not None)
+        values, value_of = _headers(chunk.values, lambda header: _known(self._value_schema, header) is not None)
         changes = np.r_[True, (np.diff(key_of) != 0) | (np.diff(value_of) != 0)]
         if len(chunk) == 0 or changes.sum() == 1:
             whole = slice(0, 1)
@@ -139,25 +144,33 @@ class TopicReader:
 
     def _is_baseline(self, header: bytes | None) -> bool:
         """By the schema's name too: a table's key may have a field of the same name."""
-        schema = self._schema(header)
+        schema = _known(self._schema_of, header)
         return schema is not None and _full_name(schema) == BASELINE and self._fields(header) == baseline.FIELDS
 
-    def _schema(self, header: bytes | None) -> dict[str, Any] | None:
-        """The schema that a value's first bytes name; None when they name none that is known."""
-        if header is None or len(header) < 5 or header[0] != 0:
-            return None
-        try:
-            return self._schema_of(int.from_bytes(header[1:], "big"))
-        except (SchemaNotFoundError, ContractError):
-            return None
+    def _value_schema(self, schema_id: int) -> dict[str, Any]:
+        """As the registry says. Raises `ContractError` for one of another topic."""
+        schema = self._schema_of(schema_id)
+        if self._changes_of and not is_schema_of(self._changes_of, name := _full_name(schema)):
+            raise ContractError(f"{name or 'it has no name'} is not of this topic", where=self._changes_of)
+        return schema
 
     def _fields(self, header: bytes | None) -> tuple[str, ...] | None:
         """Names of the fields of a key that begins like this, none for no key; None for one that is not a record."""
         if header is None:
             return ()
-        schema = self._schema(header) or {}
+        schema = _known(self._schema_of, header) or {}
         fields = schema.get("fields")
         return tuple(field["name"] for field in fields) if schema.get("type") == "record" and fields else None
+
+
+def _known(schema_of: Callable[[int], dict[str, Any]], header: bytes | None) -> dict[str, Any] | None:
+    """The schema that the first bytes of a key or value name; None when they name none that is known."""
+    if header is None or len(header) < 5 or header[0] != 0:
+        return None
+    try:
+        return schema_of(int.from_bytes(header[1:], "big"))
+    except (SchemaNotFoundError, ContractError):
+        return None
 
 
 def _beside(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> bool:
@@ -166,6 +179,24 @@ def _beside(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> b
         return False
     space, dot, _ = _full_name(value).rpartition(".")
     return _full_name(key) == f"{space}{dot}Key"
+
+
+def _unlike(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Fields of a key that are of another primitive type than the row's: Debezium has one for both."""
+    if key is None or value is None or not envelope.is_envelope(value):
+        return ()
+    kinds = {field["name"]: _primitive(field["type"]) for field in key.get("fields", ())}
+    row = [field for field in envelope.row_schema(value)["fields"] if field["name"] in kinds]
+    return tuple(field["name"] for field in row if _primitive(field["type"]) != kinds[field["name"]])
+
+
+def _primitive(kind: Any) -> str:
+    """What a type is encoded as, null or not; all that are not primitive are alike."""
+    if isinstance(kind, list):
+        kind = next((branch for branch in kind if branch != "null"), "null")
+    if isinstance(kind, Mapping):
+        return _primitive(kind["type"])
+    return kind if kind in PRIMITIVES else "nested"
 
 
 def _apart(decoded: Decoded, lengths: Sequence[int]) -> list[Decoded]:

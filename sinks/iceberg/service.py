@@ -225,7 +225,7 @@ class Sink:
         sink = self._settings.sink
         tables = [table_flow(self._catalog, topic, landing, sink, self._budget) for landing in landings]
         keyed = any(landing.kind in ("current", "history") for landing in landings)
-        reader = TopicReader(self._registry.schema, with_keys=keyed)
+        reader = TopicReader(self._registry.schema, changes_of=topic if keyed else "")
         flow = TopicFlow(topic, tables, reader, self._quarantine, Workers(self._decoder, self._writer), self._failed)
         try:
             await flow.open(source)

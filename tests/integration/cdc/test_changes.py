@@ -46,10 +46,10 @@ SETUP = (
     "INSERT INTO unidentified VALUES (1, 'x')",
     "CREATE TABLE emptied (id int PRIMARY KEY, v int)",
     "INSERT INTO emptied SELECT g, 0 FROM generate_series(1, 200) g",
-    'CREATE TABLE named ("1st key" int PRIMARY KEY, "größe.😀" text, "Unit-Price" numeric(8, 2))',
-    "INSERT INTO named VALUES (1, 'x', 1), (2, 'y', 2)",
+    'CREATE TABLE "2nd-named" ("1st key" int PRIMARY KEY, "größe.😀" text, "Unit-Price" numeric(8, 2))',
+    """INSERT INTO "2nd-named" VALUES (1, 'x', 1), (2, 'y', 2)""",
 )
-TABLES = ("things", "big", "bigfull", "keyless", "indexed", "identified", "unidentified", "emptied", "named")
+TABLES = ("things", "big", "bigfull", "keyless", "indexed", "identified", "unidentified", "emptied", "2nd-named")
 # A hundred thousand rows, and among them some that a repeat would double.
 LARGE = """DO $$ BEGIN FOR i IN 1..100 LOOP
     INSERT INTO things SELECT g, 'bulk', 1 FROM generate_series(1000 * i, 1000 * i + 999) g;
@@ -112,10 +112,10 @@ def small_changes(capture: Capture) -> None:
         "UPDATE identified SET id = 103 WHERE id = 3",
         "UPDATE identified SET id = 104, code = 'both' WHERE id = 4",
         "DELETE FROM identified WHERE id IN (5, 6)",
-        'UPDATE named SET "größe.😀" = NULL, "1st key" = 3 WHERE "1st key" = 1',
-        'ALTER TABLE named ADD COLUMN "2nd" int DEFAULT 7',
-        'DELETE FROM named WHERE "Unit-Price" = 2',
-        "INSERT INTO named VALUES (4, 'z', 4, 4)",
+        'UPDATE "2nd-named" SET "größe.😀" = NULL, "1st key" = 3 WHERE "1st key" = 1',
+        'ALTER TABLE "2nd-named" ADD COLUMN "2nd" int DEFAULT 7',
+        'DELETE FROM "2nd-named" WHERE "Unit-Price" = 2',
+        """INSERT INTO "2nd-named" VALUES (4, 'z', 4, 4)""",
     )
     capture.transaction(
         "INSERT INTO things VALUES (700, 'short', 1)",

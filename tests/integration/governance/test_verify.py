@@ -207,7 +207,8 @@ def made(request: pytest.FixtureRequest) -> Iterator[World]:
     update = change("u", row(2), row(2, "12.50"), 200, xid)
     changes += [update, change("d", row(3), None, 300, xid), change("c", None, row(6, "1.00", "DE"), 400, xid), update]
     world = World(settings, topic, settings.postgres.url, changes)
-    produce(settings, topic, [encode(settings.registry.url, topic, ENVELOPE)(c) for c in changes])
+    encoded = encode(settings.registry.url, topic, ENVELOPE | {"namespace": topic})
+    produce(settings, topic, [encoded(c) for c in changes])
     at = {"_kafka_partition": 0, "_timestamp": START}
     for offset, c in enumerate(changes):
         images = {"before": as_lake(c["before"]), "after": as_lake(c["after"])}

@@ -36,7 +36,7 @@ def row_schema(name: str, *extra: dict[str, Any]) -> dict[str, Any]:
     return {"type": "record", "name": name, "fields": [*fields, *extra]}
 
 
-def envelope(*extra: dict[str, Any]) -> dict[str, Any]:
+def envelope(topic: str, *extra: dict[str, Any]) -> dict[str, Any]:
     source = [{"name": n, "type": "string"} for n in ("schema", "table")]
     source += [{"name": "lsn", "type": ["null", "long"], "default": None}]
     source += [{"name": "sequence", "type": ["null", "string"], "default": None}]
@@ -45,6 +45,7 @@ def envelope(*extra: dict[str, Any]) -> dict[str, Any]:
     return {
         "type": "record",
         "name": "Envelope",
+        "namespace": topic,
         "fields": [
             {"name": "before", "type": ["null", row_schema("Value", *extra)], "default": None},
             {"name": "after", "type": ["null", "Value"], "default": None},
@@ -110,8 +111,8 @@ class Shop:
 
     async def send(self, events: Sequence[dict[str, Any]], schema: dict[str, Any] | None = None) -> None:
         """Each event to the partition of its key."""
-        encode = await asyncio.to_thread(self._encoder, "value", schema or envelope())
-        keys = await asyncio.to_thread(self._encoder, "key", KEY)
+        encode = await asyncio.to_thread(self._encoder, "value", schema or envelope(self.topic))
+        keys = await asyncio.to_thread(self._encoder, "key", KEY | {"namespace": self.topic})
         sent = []
         for partition in range(PARTITIONS):
             mine = [e for e in events if (e["after"] or e["before"])["id"] % PARTITIONS == partition]

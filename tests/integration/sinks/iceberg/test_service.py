@@ -35,7 +35,7 @@ async def test_bronze_and_current_state_of_a_change_topic(settings: Settings, tm
                 await asyncio.sleep(0.4)
             await shop.send(
                 [shop.event("c", 200, "wide", extra=1.5)],
-                envelope({"name": "extra", "type": ["null", "double"], "default": None}),
+                envelope(shop.topic, {"name": "extra", "type": ["null", "double"], "default": None}),
             )
             await shop.until_landed()
             assert lifecycle.problems() == {}

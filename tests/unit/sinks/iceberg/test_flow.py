@@ -72,7 +72,7 @@ class Setup:
 
     async def flow(self, **options: Any) -> TopicFlow:
         table = TableFlow(self.table, **({"freshness": 0.05, "max_rows": 1000} | options))
-        reader = TopicReader(self.registry.schema, with_keys=False)
+        reader = TopicReader(self.registry.schema)
         flow = TopicFlow(
             "t", [table], reader, self.quarantine, self.workers, lambda _, error: self.failures.append(error)
         )

@@ -400,9 +400,9 @@ def test_a_default_is_read_as_a_record_would_be(field, expected):
 
 def test_slices_have_one_schema_each_and_neighbours_take_what_has_none():
     schemas = {
-        1: {"type": "record", "name": "K", "fields": [INT]},
-        2: {"type": "record", "name": "V", "fields": [INT]},
-        3: {"type": "record", "name": "V", "fields": [INT, RATED]},
+        1: {"type": "record", "name": "t.K", "fields": [INT]},
+        2: {"type": "record", "name": "t.V", "fields": [INT]},
+        3: {"type": "record", "name": "t.V", "fields": [INT, RATED]},
     }
 
     def framed(number: int, body: bytes) -> bytes:
@@ -419,7 +419,7 @@ def test_slices_have_one_schema_each_and_neighbours_take_what_has_none():
 
     offsets = np.arange(6)
     chunk = Chunk("t", 0, pa.array(keys, pa.binary()), pa.array(values, pa.binary()), offsets, offsets, 6)
-    slices = TopicReader(schema_of, with_keys=True).read(chunk, 0)
+    slices = TopicReader(schema_of, changes_of="t").read(chunk, 0)
     found = [(s.start, s.next_offset, s.key_fields) for s in slices]
     assert found == [(0, 2, ("id",)), (2, 3, ()), (3, 4, ("id",)), (4, 5, ("id",)), (5, 6, None)]
     assert [s.batch.schema.names for s in slices[2:4]] == [["id"], ["id", "rated"]]

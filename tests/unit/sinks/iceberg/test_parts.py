@@ -149,7 +149,7 @@ def test_a_chunk_is_cut_where_its_key_changes():
         chunk = Chunk(
             "t", 0, pa.array(keys, pa.binary()), pa.array([value] * n), np.arange(10, 10 + n), np.zeros(n, int), 20
         )
-        reader = TopicReader(schemas.__getitem__, with_keys=True)
+        reader = TopicReader(schemas.__getitem__, changes_of="t")
         return [(s.start, s.next_offset, s.key_fields) for s in reader.read(chunk, 9)]
 
     assert read([a, None, a]) == [(9, 11, ("a",)), (11, 12, ()), (12, 20, ("a",))]

@@ -157,14 +157,14 @@ def test_a_baseline_among_records_is_found_and_splits_nothing(keyed: bool) -> No
     key = b"\0\0\0\0\x01\x02" if keyed else None
     keys = pa.array([key, key, baseline.key(2, 40), key, baseline.key(2, 30)], pa.binary())
     offsets = np.arange(50, 55)
-    reader = TopicReader(schemas.__getitem__, with_keys=True)
+    reader = TopicReader(schemas.__getitem__, changes_of="things")
     found = reader.read(Chunk("things", 0, keys, pa.nulls(5, pa.binary()), offsets, offsets, 55), 50)
     assert [(s.key_fields, s.start, s.next_offset, s.baseline) for s in found] == [
         (("id",) if keyed else (), 50, 55, 40)
     ]
     alone = Chunk("things", 0, keys[2:3], pa.nulls(1, pa.binary()), offsets[2:3], offsets[2:3], 53)
     assert [(s.key_fields, s.baseline) for s in reader.read(alone, 52)] == [((), 40)]
-    assert [s.baseline for s in TopicReader(schemas.__getitem__, with_keys=False).read(alone, 52)] == [0]
+    assert [s.baseline for s in TopicReader(schemas.__getitem__).read(alone, 52)] == [0]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,6 @@ def test_a_baseline_among_records_is_found_and_splits_nothing(keyed: bool) -> No
             1,
         ),
         ({"name": "shop.public.things.Key"}, {"name": "Envelope", "namespace": "shop.public.things"}, 1),
-        ({"name": "Key"}, {"name": "Envelope"}, 1),
         ({"name": "Key"}, {"name": "Envelope", "namespace": "shop.public.things"}, 0),
         ({"name": "Id", "namespace": "shop.public.things"}, {"name": "Envelope", "namespace": "shop.public.things"}, 0),
         (
@@ -191,26 +190,84 @@ def test_a_key_is_the_sources_by_the_name_of_its_schema(key: Any, value: Any, na
     schemas = {n: {"type": "record", "fields": fields} | schema for n, schema in ((1, key), (2, value))}
     keys, values = (pa.array([b"\0\0\0\0" + bytes([n]) + b"\x02"], pa.binary()) for n in (1, 2))
     chunk = Chunk("shop.public.things", 0, keys, values, np.arange(1), np.arange(1), 1)
-    (part,) = TopicReader(schemas.__getitem__, with_keys=True).read(chunk, 0)
+    (part,) = TopicReader(schemas.__getitem__, changes_of=chunk.topic).read(chunk, 0)
     assert (part.key_fields, part.key_named) == (("id",), bool(named))
+
+
+@pytest.mark.parametrize(
+    ("topic", "name", "own"),
+    [
+        ("shop.public.things", "shop.public.things.Envelope", True),
+        ("shop.public.things", "shop.public.others.Envelope", False),
+        ("shop.public.things", "shop2.public.things.Envelope", False),
+        ("shop.public.things", "Envelope", False),
+        ("my-shop.public.order_items", "my_shop.public.order_items.Envelope", True),
+        ("my-shop.public.things", "my_u002dshop.public.things.Envelope", True),
+        ("1shop.public.things", "_1shop.public.things.Envelope", True),
+    ],
+)
+def test_a_value_under_a_schema_of_another_topic_does_not_decode(topic: str, name: str, own: bool) -> None:
+    schemas = {1: {"type": "record", "name": name, "fields": [{"name": "id", "type": "long"}]}}
+    values = pa.array([b"\0\0\0\0\x01\x02"], pa.binary())
+    chunk = Chunk(topic, 0, pa.nulls(1, pa.binary()), values, np.arange(1), np.arange(1), 1)
+    (part,) = TopicReader(schemas.__getitem__, changes_of=topic).read(chunk, 0)
+    (free,) = TopicReader(schemas.__getitem__).read(chunk, 0)
+    assert (part.batch.schema.names, free.batch.schema.names) == (["id"] * own, ["id"])
+    assert part.reasons == (() if own else (f"unsupported schema: 1, {name} is not of this topic",))
+
+
+NUMERIC = {"type": "record", "name": "VariableScaleDecimal", "fields": [{"name": "value", "type": "bytes"}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "key", "unlike"),
+    [
+        ({"id": "int"}, {"id": "int"}, ()),
+        ({"id": "int"}, {"id": "string"}, ("id",)),
+        ({"id": "int", "code": "string"}, {"id": "long", "code": "string"}, ("id",)),
+        ({"id": ["null", "int"]}, {"id": {"type": "int", "connect.name": "io.debezium.time.Date"}}, ()),
+        ({"v": NUMERIC, "id": ["null", "VariableScaleDecimal"]}, {"id": NUMERIC}, ()),
+        ({"id": NUMERIC}, {"id": "bytes"}, ("id",)),
+        ({"id": "int"}, {"other": "string"}, ()),
+    ],
+)
+def test_fields_of_a_key_that_are_of_another_type_in_the_row(row: Any, key: Any, unlike: tuple[str, ...]) -> None:
+    def record(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "record", "name": name, "fields": [{"name": n, "type": t} for n, t in fields.items()]}
+
+    both = {"before": ["null", record("Value", row)], "after": ["null", "Value"]}
+    value = record("Envelope", both | {"source": record("Source", {}), "op": "string"})
+    schemas = {1: record("Key", key), 2: value | {"namespace": "things"}}
+    keys, values = (pa.array([b"\0\0\0\0" + bytes([n])], pa.binary()) for n in (1, 2))
+    chunk = Chunk("things", 0, keys, values, np.arange(1), np.arange(1), 1)
+    (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 0)
+    assert part.key_unlike == unlike
 
 
 def test_a_key_whose_only_column_is_named_baseline_is_none() -> None:
     key = {"type": "record", "name": "Key", "namespace": "shop.public.things", "fields": baseline.KEY["fields"]}
-    schemas = {1: key, 2: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}]}, 3: baseline.KEY}
+    schemas = {
+        1: key,
+        2: {"type": "record", "name": "things.Row", "fields": [{"name": "v", "type": "long"}]},
+        3: baseline.KEY,
+    }
     keys = pa.array([baseline.key(1, 40), baseline.key(3, 30)], pa.binary())
     values = pa.array([b"\0\0\0\0\x02\x02", None], pa.binary())
     chunk = Chunk("things", 0, keys, values, np.arange(2), np.arange(2), 2)
-    (part,) = TopicReader(schemas.__getitem__, with_keys=True).read(chunk, 0)
+    (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 0)
     assert (part.key_fields, part.baseline) == (("baseline",), 30)
 
 
-@pytest.mark.parametrize("with_keys", [True, False])
-def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_alone(with_keys: bool) -> None:
+@pytest.mark.parametrize("changes_of", ["t", ""])
+def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_alone(changes_of: str) -> None:
     schemas = {
         1: {"type": "record", "name": "Key", "fields": [{"name": "id", "type": "long"}]},
-        2: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}]},
-        3: {"type": "record", "name": "Row", "fields": [{"name": "v", "type": "long"}, {"name": "w", "type": "long"}]},
+        2: {"type": "record", "name": "t.Row", "fields": [{"name": "v", "type": "long"}]},
+        3: {
+            "type": "record",
+            "name": "t.Row",
+            "fields": [{"name": "v", "type": "long"}, {"name": "w", "type": "long"}],
+        },
     }
     # Zigzag numbers of one byte; the second chunk has a tombstone, a broken record and, in between, another schema.
     one, two, broken = b"\0\0\0\0\x02\x02", b"\0\0\0\0\x03\x04\x06", b"\0\0\0\0\x02"
@@ -231,7 +288,7 @@ def test_chunks_that_are_decoded_together_become_the_slices_that_they_would_be_a
             for s in slices
         ]
 
-    together = TopicReader(schemas.__getitem__, with_keys=with_keys).read_all([(c, 7) for c in chunks])
-    alone = TopicReader(schemas.__getitem__, with_keys=with_keys)
+    together = TopicReader(schemas.__getitem__, changes_of=changes_of).read_all([(c, 7) for c in chunks])
+    alone = TopicReader(schemas.__getitem__, changes_of=changes_of)
     assert seen(together) == seen([part for c in chunks for part in alone.read(c, 7)])
     assert sum(len(part) for part in together) == 9
