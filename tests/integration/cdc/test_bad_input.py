@@ -31,15 +31,15 @@ SETUP = (
     "INSERT INTO others SELECT g, 't' || g FROM generate_series(1, 40) g",
 )
 TABLES = ("things", "others")
-FAR = 1 << 60
+FAR = 10**17
 
 
 class Forger:
     """Writes to the topic of `things` what resembles the last change of its row 1, and remembers what is to become of
     it: the rules that each layer refuses it by."""
 
-    def __init__(self, capture: Capture) -> None:
-        self._registry = capture.settings.registry.url
+    def __init__(self, capture: Capture, registry: str) -> None:
+        self._registry = registry
         self.topic = capture.topic("things")
         self.kafka, self.schemas = KafkaReader(capture.settings.kafka), Schemas(self._registry)
         self._producer = Producer({"bootstrap.servers": capture.settings.kafka.bootstrap_servers})
@@ -65,15 +65,16 @@ class Forger:
         assert self._producer.flush(20) == 0
         self.expected |= {(self.real.partition, placed[0].offset(), stage, rule) for stage, rule in rules.items()}
 
-    def change(self, name: str, position: int, later_ms: int = 0, schema: Any = None) -> bytes:
+    def change(self, name: str, position: int, later_ms: int = 0, table: str = "things") -> bytes:
         """An update of row 1 at a place in the log, so much later than the real one."""
         assert self.real.value is not None
         event, written = self.schemas.decode(self.real.value)
         event["after"]["name"] = name
         event["source"] |= {"sequence": json.dumps([str(position)] * 2), "lsn": position}
         event["source"]["ts_ms"] += later_ms
+        event["source"]["table"] = table
         body = io.BytesIO()
-        fastavro.schemaless_writer(body, schema or written, event)
+        fastavro.schemaless_writer(body, written, event)
         return self.real.value[:5] + body.getvalue()
 
     def key(self, kind: str, value: Any) -> bytes:
@@ -102,7 +103,7 @@ async def test_what_others_write_into_a_captured_topic_is_quarantined_and_change
                     capture.execute(f"UPDATE {table} SET {column} = 'real' WHERE id = 1")
                 await capture.equal(*TABLES)
                 columns = [_columns(capture, layer) for layer in ("silver", "bronze")]
-                forger = Forger(capture)
+                forger = Forger(capture, settings.registry.url)
                 forge(forger, capture)
                 capture.execute("UPDATE things SET name = name || '!'", "DELETE FROM things WHERE id = 40")
                 await capture.until(lambda: forger.expected - _refused(capture) or None)
@@ -128,7 +129,7 @@ def forge(forger: Forger, capture: Capture) -> None:
     real, other = forger.real, forger.other
     assert real.value is not None
     assert other.value is not None
-    newer, lower = forger.change("forged", FAR), forger.change("forged", 1, later_ms=60_000)
+    newer, lower = forger.change("forged", FAR), forger.change("forged", 1, later_ms=600_000)
     forger.send(real.key, b"no framing", bronze="not framed")
     forger.send(real.key, b"\0\x7f\xff\xff\xff" + newer[5:], bronze="unknown schema id")
     forger.send(real.key, newer[:-1], bronze="truncated")
@@ -137,6 +138,7 @@ def forge(forger: Forger, capture: Capture) -> None:
     capture.execute("UPDATE things SET name = 'between' WHERE id BETWEEN 2 AND 20")
     forger.send(other.key, other.value, bronze="unsupported schema")
     forger.send(real.key, other.value[:5] + b"\0", bronze="unsupported schema")
+    forger.send(real.key, forger.change("forged", FAR, table="others"), current="source table")
     forger.send(None, newer, current="key")
     forger.send(b"1", newer, current="key")
     forger.send(forger.key("string", "1"), newer, current="key")
