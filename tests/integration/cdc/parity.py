@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import psycopg
 
+from connectors import snapshots
 from connectors.connect import Connector
+from connectors.databases import prepare_source
+from connectors.watch import Watch
 from headrace.config import Settings
 from headrace.mysql import connect
+from schemas.names import SIGNAL_TABLE
 from tests.integration.cdc.capture import captured
 from tests.integration.cdc.inventory import inventory
 
 Row = dict[str, Any]
 
-# `goods` changes in every way, in several partitions; `notices` has no key, `kept` has a history: one partition each.
+# `goods` changes in every way, its primary key included, in several partitions; `notices` has no key, `kept` has a
+# history: one partition each. No two rows of a table with an id have it in common.
 KEYS = {"goods": ("shelf", "id"), "kept": ("id",), "notices": ()}
 SETUP = (
     "CREATE TABLE goods (shelf varchar(8) NOT NULL, id int8 NOT NULL, n int4, price numeric(8, 2), "
@@ -31,13 +38,17 @@ SETUP = (
     "INSERT INTO kept VALUES (0, 1, 'read'), (1, 2, NULL)",
     "INSERT INTO notices VALUES (1, 'read'), (1, 'read'), (NULL, NULL)",
 )
-ONE_PARTITION = {
+CONFIG = {
     "topic.creation.groups": "control,single",
-    "topic.creation.single.include": ".*[.](kept|notices)",
+    "topic.creation.single.include": ".*[.](kept|notices|notifications)",
     "topic.creation.single.partitions": "1",
     "topic.creation.single.replication.factor": "-1",
     "topic.creation.single.cleanup.policy": "delete",
     "topic.creation.single.retention.ms": "-1",
+    "incremental.snapshot.watermarking.strategy": "insert_delete",
+    # Many windows, for changes to fall into.
+    "incremental.snapshot.chunk.size": "50",
+    "notification.enabled.channels": "sink",
 }
 
 
@@ -62,6 +73,7 @@ class Engine(Protocol):
     def topic(self, table: str) -> str: ...
     def session(self) -> Session: ...
     def alter_type(self, column: str, declared: str) -> str: ...
+    def alter_key(self, columns: str) -> str: ...
     def place(self, change: Row) -> tuple[int, ...]:
         """Where a change of bronze is in the database's log."""
         ...
@@ -83,6 +95,9 @@ class Postgresql:
 
     def alter_type(self, column: str, declared: str) -> str:
         return f"ALTER COLUMN {column} TYPE {declared.split(' NOT ')[0]}"
+
+    def alter_key(self, columns: str) -> str:
+        return f"DROP CONSTRAINT goods_pkey, ADD PRIMARY KEY ({columns})"
 
     def place(self, change: Row) -> tuple[int, ...]:
         committed, own = json.loads(change["source"]["sequence"])
@@ -110,6 +125,9 @@ class Mariadb:
     def alter_type(self, column: str, declared: str) -> str:
         return f"MODIFY {column} {declared}"
 
+    def alter_key(self, columns: str) -> str:
+        return f"DROP PRIMARY KEY, ADD PRIMARY KEY ({columns})"
+
     def place(self, change: Row) -> tuple[int, ...]:
         source = change["source"]
         return int(source["file"].rpartition(".")[2]), source["pos"], source["row"], change["op"] != "d"
@@ -118,16 +136,56 @@ class Mariadb:
 @contextmanager
 def postgresql(settings: Settings, need: Callable[[str], str], folder: Path) -> Iterator[Engine]:
     identity = "ALTER TABLE notices REPLICA IDENTITY FULL"
-    with captured(settings, need("connect_url"), folder, *SETUP, identity, sink=None, **ONE_PARTITION) as own:
+    config = _config("public")
+    with captured(settings, need("connect_url"), folder, *SETUP, identity, sink=None, **config) as own:
         yield Postgresql(own.settings, own.connector, own.url, own.topic)
 
 
 @contextmanager
 def mariadb(settings: Settings, need: Callable[[str], str], folder: Path) -> Iterator[Engine]:
     with inventory(settings, need("mariadb_url"), need("connect_url"), folder) as own:
-        own.configure(**ONE_PARTITION)
+        own.configure(**_config(own.name))
         own.execute(*SETUP)
         yield Mariadb(own.settings, own.connector, own.url, own.topic)
+
+
+def _config(schema: str) -> dict[str, str]:
+    topic = f"n{uuid4().hex[:8]}.notifications"
+    signals = f"{schema}.{SIGNAL_TABLE}"
+    return CONFIG | {"signal.data.collection": signals, "notification.sink.topic.name": topic}
+
+
+class Reader:
+    """Has tables read again while they change, one after the other, as `headrace connect snapshot` does."""
+
+    def __init__(self, engine: Engine) -> None:
+        config = engine.connector.config
+        self._prefix = config["topic.prefix"]
+        self._settings = engine.settings.model_copy(update={"databases": {self._prefix: engine.url}})
+        self._engine, self._number = engine, ""
+        self._target = snapshots.Target(engine.connector.name, config)
+        self._watch = Watch(self._settings)
+        prepare_source(self._settings, engine.connector)
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def read(self, table: str) -> None:
+        self.wait()
+        name = self._engine.topic(table).removeprefix(f"{self._prefix}.")
+        self._number = snapshots.execute(self._watch, self._settings, self._target, name)
+
+    def wait(self, seconds: float = 60) -> None:
+        """Until the last one is over."""
+        deadline = time.monotonic() + seconds
+        while self._number and not self._over():
+            assert time.monotonic() < deadline, f"{self._number}: {self._watch.look({self._target.name})}"
+            time.sleep(0.2)
+
+    def _over(self) -> bool:
+        found = self._watch.notices.snapshots(self._target.notices).get(self._number)
+        assert found is None or not any(scan.failed for scan in found.tables.values()), found
+        return found is not None and found.over
 
 
 @dataclass
@@ -143,6 +201,7 @@ class Column:
 
 # Names that both engines know. Single precision is `float(20)`: Debezium for MariaDB stops at a value of a `float4`.
 WIDER = {"int4": "int8", "float(20)": "float8", "numeric(8, 2)": "numeric(14, 2)", "varchar(40)": "varchar(90)"}
+NARROWER = {wide: narrow for narrow, wide in WIDER.items()}
 DEFAULTS = {"int4": 7, "float(20)": 0.5, "numeric(8, 2)": 2, "varchar(40)": "none"}
 
 
@@ -156,6 +215,7 @@ class Generator:
 
     engine: Engine
     sessions: Sequence[Session]
+    reader: Reader
     chance: random.Random = field(default_factory=random.Random)
     columns: dict[str, dict[str, Column]] = field(
         default_factory=lambda: {
@@ -165,6 +225,9 @@ class Generator:
         }
     )
     snapshot_read: bool = False
+    # What a column was named before.
+    former: dict[str, str] = field(default_factory=dict)
+    key: str = "shelf, id"
     done: list[str] = field(default_factory=list)
     _added: int = 0
 
@@ -267,10 +330,12 @@ class Generator:
         return ("n = %s", list(self.chance.choice(values))) if values else ("n IS NULL", [])
 
     def move(self) -> None:
-        """Keys change, also to those that others have left."""
+        """Keys change, also to those that others have left; the shelf may be a part of one or not."""
         table, session = self.chance.choice(("goods", "kept")), self.chance.randrange(2)
         held = self._some(table, session)
-        for key, new in zip(held, self._free(table, session, len(held)), strict=True):
+        stay = table == "goods" and self.chance.random() < 0.3
+        free = [(self.chance.choice("abc"), key[-1]) for key in held] if stay else self._free(table, session, len(held))
+        for key, new in zip(held, free, strict=True):
             sets = ", ".join(f"{name} = %s" for name in KEYS[table])
             where, values = self._where(table, [key])
             self._run(session, f"UPDATE {table} SET {sets} WHERE {where}", [*new, *values])
@@ -294,26 +359,58 @@ class Generator:
         # A history's columns are those of its contract.
         table = self.chance.choice(("goods", "goods", "notices"))
         columns = self.columns[table]
-        kind = self.chance.choice(("add", "add", "drop", "widen"))
-        narrow = [name for name, column in columns.items() if column.declared in WIDER]
+        kind = self.chance.choice(("add", "add", "drop", "widen", "narrow", "rename"))
         droppable = [name for name in columns if table == "goods" or name != "n"]
-        if kind == "add":
-            self._added += 1
-            name, declared = f"c{self._added}", self.chance.choice(list(WIDER))
-            columns[name] = Column(declared, self.chance.choice((None, DEFAULTS[declared])))
-            clause = f"ADD COLUMN {name} {columns[name].text}"
-        elif kind == "drop" and len(columns) > 1 and droppable:
+        if kind == "drop" and len(columns) > 1 and droppable:
             name = self.chance.choice(droppable)
             del columns[name]
-            clause = f"DROP COLUMN {name}"
-        elif narrow:
-            name = self.chance.choice(narrow)
-            columns[name].declared = WIDER[columns[name].declared]
-            clause = self.engine.alter_type(name, columns[name].text)
+            self._alter(table, f"DROP COLUMN {name}")
+        elif kind == "widen":
+            self._retype(table, WIDER)
+        elif kind == "narrow":
+            self._retype(table, NARROWER)
+        elif kind == "rename" and table == "goods":
+            self._rename()
         else:
-            return
+            name, declared = self._name(), self.chance.choice(list(WIDER))
+            columns[name] = Column(declared, self.chance.choice((None, DEFAULTS[declared])))
+            self._alter(table, f"ADD COLUMN {name} {columns[name].text}")
+
+    def _alter(self, table: str, clause: str) -> None:
         self._run(0, f"ALTER TABLE {table} {clause}")
         self.end(0, commit=True)
+
+    def _name(self) -> str:
+        self._added += 1
+        return f"c{self._added}"
+
+    def _retype(self, table: str, becomes: Mapping[str, str]) -> None:
+        columns = self.columns[table]
+        chosen = [name for name, column in columns.items() if column.declared in becomes]
+        if not chosen:
+            return
+        name = self.chance.choice(chosen)
+        if columns[name].declared in ("int8", "numeric(14, 2)") and becomes is NARROWER:
+            self._run(0, f"UPDATE {table} SET {name} = mod({name}, 9999)")
+        columns[name].declared = becomes[columns[name].declared]
+        self._alter(table, self.engine.alter_type(name, columns[name].text))
+
+    def _rename(self) -> None:
+        """The rows that nothing changes have what they had: nobody sends it, until the table is read."""
+        self.reader.wait()
+        old, new = self.chance.choice(list(self.columns["goods"])), self._name()
+        self.columns["goods"][new], self.former[new] = self.columns["goods"].pop(old), old
+        self._alter("goods", f"RENAME COLUMN {old} TO {new}")
+        self.reader.read("goods")
+
+    def rekey(self) -> None:
+        """Another primary key. Every change under the one before must have been applied."""
+        self.key = "id" if self.key != "id" else "shelf, id"
+        self._alter("goods", self.engine.alter_key(self.key))
+
+    def read_again(self) -> None:
+        """While transactions are open."""
+        self.reader.read(self.chance.choice(("goods", "kept")))
 
     def burst(self) -> None:
         """Thousands of changes in one transaction, most of them of the same rows."""

@@ -16,7 +16,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ from headrace.config import Settings
 from headrace.process import Lifecycle
 from schemas.names import table_name
 from sinks.iceberg.catalog import find_table, open_catalog
-from tests.integration.cdc.parity import KEYS, Engine, Generator, Row, mariadb, postgresql
+from tests.integration.cdc.parity import KEYS, Engine, Generator, Reader, Row, mariadb, postgresql
 from tests.integration.sinks.iceberg.shop import running
 
 STEPS = int(os.environ.get("HEADRACE_PARITY_STEPS", "120"))
@@ -51,8 +51,8 @@ SEED = int(
     os.environ.get("HEADRACE_PARITY_SEED") or (random.randrange(10**6) if "HEADRACE_PARITY_STEPS" in os.environ else 5)
 )
 BETWEEN_CHECKPOINTS = 60
-# In one example: what empties tables, changes their columns, or takes thousands of rows.
-RARE = {"truncate": 2, "define": 4, "burst": 1}
+# In one example: what empties tables, changes their columns, takes thousands of rows, or reads tables again.
+RARE = {"truncate": 2, "define": 4, "burst": 1, "read": 2}
 Made = Callable[[Settings, Callable[[str], str], Path], AbstractContextManager[Engine]]
 
 
@@ -69,6 +69,7 @@ class Capture:
     def check(self) -> None:
         """Raises AssertionError for any difference, told with what was done last."""
         self.generator.settle()
+        self.generator.reader.wait()
         # The table may be behind: what it lacks is in Kafka.
         live = [verified(self.engine, table) for table in KEYS if self.checkpoints]
         wrong = settled(self.engine, self.generator)
@@ -79,6 +80,17 @@ class Capture:
         self.generator.snapshot_read = True
         assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
         self.checkpoints += 1
+
+    def rekey(self) -> None:
+        topic = self.engine.topic("goods")
+        kafka, lake = KafkaReader(self.engine.settings.kafka), Lake(self.engine.settings.lake)
+        ends = {p: kafka.bounds(topic, p)[1] for p in range(kafka.topics()[topic])}
+        deadline = time.monotonic() + 60
+        while (held := lake.table(_name(self.engine, "silver", "goods"))) is None or held.offsets(topic) != ends:
+            assert time.monotonic() < deadline, f"{held} has not all of {ends}"
+            time.sleep(0.2)
+            lake.refresh()
+        self.generator.rekey()
 
 
 class Changes(RuleBasedStateMachine):
@@ -97,6 +109,8 @@ class Changes(RuleBasedStateMachine):
     @initialize(chance=st.randoms(use_true_random=True))
     def begin(self, chance: random.Random) -> None:
         self.generator.chance = chance
+        if self.capture.checkpoints:
+            self.capture.rekey()
 
     @rule(times=st.integers(1, 4))
     def insert(self, times: int) -> None:
@@ -138,6 +152,12 @@ class Changes(RuleBasedStateMachine):
         self.left["burst"] -= 1
         self.generator.burst()
 
+    @precondition(lambda self: self.may("read"))
+    @rule()
+    def read_again(self) -> None:
+        self.left["read"] -= 1
+        self.generator.read_again()
+
     def teardown(self) -> None:
         self.capture.check()
 
@@ -165,12 +185,12 @@ async def test_the_lake_is_what_the_database_is(
 ) -> None:
     with made(settings, request.getfixturevalue, tmp_path) as engine:
         declare_history(engine, tmp_path)
-        with closing(engine.session()) as one, closing(engine.session()) as two:
+        with closing(engine.session()) as one, closing(engine.session()) as two, closing(Reader(engine)) as reader:
             client = Connect(connect_url)
             await asyncio.to_thread(client.apply, engine.connector)
             async with running(engine.settings) as lifecycle:
                 # The first changes come while the snapshot is read.
-                capture = Capture(engine, Generator(engine, (one, two)), client, lifecycle)
+                capture = Capture(engine, Generator(engine, (one, two), reader), client, lifecycle)
                 await asyncio.to_thread(change, capture)
                 assert capture.checkpoints == max(1, STEPS // BETWEEN_CHECKPOINTS)
                 assert lifecycle.problems() == {}
@@ -213,9 +233,8 @@ def settled(engine: Engine, generator: Generator, seconds: float = 150) -> str:
                 return f"the current state of {table}: {wrong}"
         for table, (columns, rows) in wanted.items():
             defaults = {name: column.default for name, column in generator.columns[table].items()}
-            if wrong := unlike(
-                rows, replayed(engine, KEYS[table], landed("bronze", table), columns, defaults), columns, defaults
-            ):
+            changes = [named(change, generator.former) for change in landed("bronze", table)]
+            if wrong := unlike(rows, replayed(engine, KEYS[table][-1:], changes, columns, defaults), columns, defaults):
                 return f"the changelog of {table}, replayed: {wrong}"
         columns, rows = wanted["kept"]
         open_ones = [row for row in landed("silver", "kept_history") if row["valid_to"] is None]
@@ -250,10 +269,20 @@ def unlike(want: list[Row], have: list[Row], columns: list[str], defaults: dict[
     return f"{columns}: database only {list(missing.items())[:4]}, lake only {list(surplus.items())[:4]}"
 
 
+def named(change: Row, former: Mapping[str, str]) -> Row:
+    """A change with the values of columns under the names that they have now."""
+
+    def value(row: Row, name: str | None) -> Any:
+        return None if name is None else row[name] if row.get(name) is not None else value(row, former.get(name))
+
+    rows = {side: change[side] for side in ("before", "after") if change[side] is not None}
+    return change | {side: row | {name: value(row, name) for name in former} for side, row in rows.items()}
+
+
 def replayed(
     engine: Engine, key: tuple[str, ...], changes: list[Row], columns: list[str], defaults: dict[str, Any]
 ) -> list[Row]:
-    """The rows that the changes leave, applied one by one in the order of the database's log, snapshot first."""
+    """The rows that the changes leave, applied one by one in the order of the database's log, what was read first."""
     changes = [change for change in changes if change["op"] is not None]  # tombstones have none
     changes.sort(key=lambda change: _turn(engine, change))
     state: dict[Any, Row] = {}
