@@ -17,6 +17,7 @@ from connectors import snapshots
 from connectors.connect import Connect, connector_files, load_connector
 from connectors.databases import prepare_source
 from connectors.identity import check_identity
+from connectors.limits import check_columns
 from connectors.mysql import check_server
 from connectors.resnapshot import resnapshot as begin_anew
 from connectors.source import LogState
@@ -49,6 +50,7 @@ def apply(
         client.check(connector)
         check_server(connector.config, settings.databases)
         check_identity(settings, connector.config)
+        check_columns(settings, connector.config)
     done = []
     for connector in connectors:
         change = client.plan(connector)

@@ -14,7 +14,7 @@ import pymysql
 from pymysql.constants import CR, ER
 from pymysql.cursors import Cursor
 
-from connectors.source import LogState
+from connectors.source import Column, LogState
 from headrace.errors import ConfigError, UnavailableError
 from headrace.mysql import connect, quoted
 
@@ -99,6 +99,14 @@ class BinlogSource:
 
     def nameless(self) -> dict[str, str]:
         return {}
+
+    def columns(self) -> list[Column]:
+        with self._database() as cursor:
+            cursor.execute(
+                "SELECT CONCAT(table_schema, '.', table_name), column_name, data_type FROM information_schema.columns"
+                " WHERE data_type IN ('inet4', 'inet6') ORDER BY 1, 2"
+            )
+            return [Column(table, name, kind) for table, name, kind in cursor.fetchall()]
 
     def estimated_rows(self, table: str) -> int | None:
         with self._database() as cursor:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 
 from connectors.databases import open_source
+from connectors.mysql import is_binlog
 from connectors.source import Source
 from headrace.config import Settings
 from headrace.errors import ContractError
@@ -18,9 +19,11 @@ from headrace.errors import ContractError
 NAMELESS = "its deletes do not say which row is gone: its REPLICA IDENTITY is an index without its primary key"
 
 
-def captures(config: Mapping[str, str], table: str) -> bool:
-    """Whether a connector reads a table (`schema.table`), by its lists of expressions as Debezium takes them. Pure."""
-    lists = (("schema", table.partition(".")[0]), ("table", table))
+def captures(config: Mapping[str, str], table: str, column: str = "") -> bool:
+    """Whether a connector reads a table (`schema.table`), and a column of it where one is given, by its lists of
+    expressions as Debezium takes them. Pure."""
+    lists = [("database" if is_binlog(config) else "schema", table.partition(".")[0]), ("table", table)]
+    lists += [("column", f"{table}.{column}")] if column else []
     for kind, name in lists:
         included, excluded = (config.get(f"{kind}.{way}.list", "") for way in ("include", "exclude"))
         if (included and not _one_of(included, name)) or (excluded and _one_of(excluded, name)):

@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from connectors.source import LogState
+from connectors.source import Column, LogState
 from headrace.errors import ConfigError, UnavailableError
 
 CONNECT_SECONDS = 5
@@ -26,6 +26,20 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_index i ON i.indrelid = c.oid AND i.indisreplident JOIN pg_index p ON p.indrelid = c.oid AND p.indisprimary
 WHERE c.relreplident = 'i'
   AND NOT (p.indkey::int2[])[0:p.indnkeyatts - 1] <@ (i.indkey::int2[])[0:i.indnkeyatts - 1] ORDER BY 1
+"""
+# Plain types are carried, so arrays, types of extensions and domains are all that is asked for.
+COLUMNS = """
+SELECT n.nspname || '.' || c.relname, a.attname,
+       CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) ELSE format_type(t.oid, a.atttypmod) END,
+       c.relreplident = 'f'
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_type t ON t.oid = a.atttypid AND (t.typtype = 'd' OR t.typcategory IN ('A', 'U'))
+WHERE c.relkind IN ('r', 'p') AND n.nspname NOT IN ('pg_catalog', 'information_schema')
+UNION ALL
+SELECT '', n.nspname || '.' || t.typname, 'domain over an enum', true
+FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace WHERE t.typtype = 'd' AND t.typcategory = 'E'
+ORDER BY 1, 2
 """
 
 
@@ -86,6 +100,10 @@ class PostgresSource:
     def nameless(self) -> dict[str, str]:
         with self._database() as db:
             return dict(db.execute(NAMELESS).fetchall())
+
+    def columns(self) -> list[Column]:
+        with self._database() as db:
+            return [Column(*row) for row in db.execute(COLUMNS).fetchall()]
 
     def estimated_rows(self, table: str) -> int | None:
         with self._database() as db:

@@ -26,6 +26,17 @@ class LogState:
     gtids: str | None = None
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of `table` (`schema.table`) and its type, that below a domain, as the database's catalog says it;
+    whether the log has rows `whole`. Without a table: a type of the database that every connector reads."""
+
+    table: str
+    name: str
+    type: str
+    whole: bool = True
+
+
 class Source(Protocol):
     """One connector's source database. Every method raises `UnavailableError` when it cannot be reached, and
     `ConfigError` when it refuses."""
@@ -53,6 +64,9 @@ class Source(Protocol):
 
     def nameless(self) -> dict[str, str]:
         """Tables (`schema.table`) whose deletes lack columns of the primary key, with the statement that mends it."""
+
+    def columns(self) -> list[Column]:
+        """The columns whose type may be one that Debezium does not carry."""
 
     def estimated_rows(self, table: str) -> int | None:
         """About how many rows a table has; None when the database does not know either."""

@@ -15,6 +15,8 @@ from connectors.connect import Connect, ConnectorStatus
 from connectors.databases import SIGNAL_TABLE, open_source
 from connectors.identity import NAMELESS, nameless
 from connectors.lifecycle import source_offset
+from connectors.limits import uncarried
+from connectors.mysql import is_binlog
 from connectors.notices import TOPIC, Notices, Scan, Snapshot
 from connectors.source import LogState, Source
 from connectors.workers import divided
@@ -129,8 +131,14 @@ class Watch:
                     first = source.obstacle(log, offset)
                     remedy = "; then ".join(filter(None, (first, f"headrace connect resnapshot {status.name}")))
                 log = source.behind(log, offset)
-            for table, mend in (_tried(lambda: nameless(source, config), problems) or {}).items():
-                flaw = f"{table}: {NAMELESS}: {mend}; then headrace connect resnapshot {status.name}"
+            wrong = {
+                t: (NAMELESS, mend) for t, mend in (_tried(lambda: nameless(source, config), problems) or {}).items()
+            }
+            # A connector of a binary log stops at such a column, and to list them its server opens every table.
+            if not is_binlog(config):
+                wrong |= _tried(lambda: uncarried(source, config), problems) or {}
+            for where, (what, mend) in wrong.items():
+                flaw = f"{where}: {what}: {mend}; then headrace connect resnapshot {status.name}"
         heartbeat = f"{config.get('topic.heartbeat.prefix', '__debezium-heartbeat')}.{prefix}"
         signals = f"{prefix}.{config.get(SIGNAL_TABLE, '')}"
         tables = [t for t in topics if t.startswith(f"{prefix}.") and t.count(".") >= prefix.count(".") + 2]

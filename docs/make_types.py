@@ -26,6 +26,9 @@ Rules for all of them:
   `CAST(amount AS DECIMAL(38, 9))` in SQL, or declare a precision in the source.
 - `headrace verify` compares every row by these rules, with code of its own.
 """
+LIMITS = """\
+With `databases.<topic.prefix>` set, `headrace connect apply` refuses a connector that captures a column of which the
+last column here says so, and names the column; `headrace connect status` tells of one that PostgreSQL has since."""
 
 
 def render() -> str:
@@ -53,10 +56,12 @@ def _engine(engine: Engine) -> Iterator[str]:
         "",
         "### What Debezium does not carry",
         "",
-        "| in the source | what arrives | instead |",
-        "|---|---|---|",
+        LIMITS,
+        "",
+        "| in the source | what arrives | instead | refused |",
+        "|---|---|---|---|",
     )
-    yield from (_line(one.what, one.arrives, one.instead) for one in engine.exceptions)
+    yield from (_line(one.what, one.arrives, one.instead, one.refused) for one in engine.limits)
 
 
 def _line(*cells: str) -> str:

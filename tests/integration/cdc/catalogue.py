@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from pyiceberg.table import Table
 
+from connectors.limits import Limit
 from headrace.config import Settings
 from schemas.envelope import row_schema
 from schemas.types import arrow_schema
@@ -40,15 +41,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Exception_:
-    """What Debezium does not carry: the type or value, what arrives in its place, what to do."""
-
-    what: str
-    arrives: str
-    instead: str
-
-
-@dataclass(frozen=True)
 class Setting:
     """A setting of the connector that the catalogue holds for, and what is lost without it."""
 
@@ -63,7 +55,7 @@ class Engine:
     introduction: str
     settings: tuple[Setting, ...]
     groups: tuple[Group, ...]
-    exceptions: tuple[Exception_, ...]
+    limits: tuple[Limit, ...]
 
     @property
     def types(self) -> tuple[Type, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.integration.cdc.catalogue import Engine, Exception_, Group, Setting, Type
+from connectors.limits import MARIADB
+from tests.integration.cdc.catalogue import Engine, Group, Setting, Type
 
 _NUMBER_TEXT = "more than 38 digits: the exact number as text, without zeros at the end of its fraction"
 _ZERO = "a zero date (`0000-00-00`, or month or day zero) is NULL"
@@ -112,6 +113,7 @@ _SPATIAL = Group("Spatial", (
     _spatial("linestring", "LINESTRING(0 0,1 1)"),
     _spatial("polygon", "POLYGON((0 0,1 0,1 1,0 0))", "POLYGON((0 0,1 0,1 1,0 0))"),
     _spatial("multipoint", "MULTIPOINT(1 1,2 2)"),
+    _spatial("multilinestring", "MULTILINESTRING((0 0,1 1),(2 2,3 3))", "MULTILINESTRING((0 0,1 1))"),
     _spatial("multipolygon", "MULTIPOLYGON(((0 0,1 0,1 1,0 0)))"),
     _spatial("geometrycollection", "GEOMETRYCOLLECTION(POINT(1 1))"),
 ))  # fmt: skip
@@ -132,25 +134,5 @@ not checked.""",
         Setting("time.precision.mode", "adaptive_time_microseconds", "`connect` cuts microseconds off"),
     ),
     (_NUMBERS, _TEXTS, _TIME, _SPATIAL),
-    (
-        Exception_("a zero date in a column that is NOT NULL", "1970-01-01; Debezium says nothing",
-                   "let the column be NULL; `headrace verify` reports the rows"),
-        Exception_("time below 00:00:00 or beyond 24:00:00", "the row is quarantined, with the reason",
-                   "store it as a number of seconds"),
-        Exception_("float of more than six digits, when a snapshot reads it",
-                   "six digits, as the server prints it; a change of the row brings all",
-                   "use double; `headrace verify` reports the rows"),
-        Exception_("a uuid that ends in `00`, when a change brings it",
-                   "another one: its bytes shifted to the right; Debezium says nothing",
-                   "store it as char(36) or binary(16); `headrace verify` reports the rows"),
-        Exception_("the year 0000", "2000 or 1900; Debezium says nothing",
-                   "let it be NULL; `headrace verify` reports the rows"),
-        Exception_("a column that is added as float4, while changes stream",
-                   "the connector stops at its first value, and names the column", "declare it as float"),
-        Exception_("a column declared boolean, of a table that is created or altered while changes stream",
-                   "true for every number but 0, in a boolean column: an int one where a snapshot has read the table",
-                   "declare it as tinyint(1); `headrace verify` reports the rows"),
-        Exception_("inet4, inet6", "the connector stops: Debezium does not understand the table's definition",
-                   "store it as varbinary(16) or text"),
-    ),
+    MARIADB,
 )  # fmt: skip

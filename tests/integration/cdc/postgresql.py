@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.integration.cdc.catalogue import Engine, Exception_, Group, Setting, Type
+from connectors.limits import POSTGRESQL
+from tests.integration.cdc.catalogue import Engine, Group, Setting, Type
 
 # Makes the named types below; the extensions come with PostgreSQL (contrib) or are pgvector.
 PREPARE = """
@@ -12,6 +13,10 @@ CREATE DOMAIN price AS numeric(8, 2) CHECK (value > 0);
 CREATE DOMAIN amount AS numeric;
 CREATE DOMAIN email AS text;
 CREATE TYPE pair AS (a int, b text);
+CREATE TYPE deep AS (p pair, l int[]);
+CREATE DOMAIN tags AS text[];
+CREATE DOMAIN moods AS mood[];
+CREATE DOMAIN both_parts AS pair;
 """
 
 _FIRST, _LAST = "0001-01-01", "9999-12-31"
@@ -173,6 +178,13 @@ _RANGES = Group("Ranges, composites, domains", (
          "a domain over numeric(8, 2): as that"),
     Type("amount", ("0.50", "1e30"), "record VariableScaleDecimal", "string", "string",
          "a domain over numeric: as that", "trim_scale({})::text"),
+    Type("tags", ("'{a,null}'", "'{}'"), "array of string", "list<element: string>", "list<string>",
+         "a domain over text[]: as that"),
+    Type("moods", ("'{happy}'", "'{}'"), "array of string Enum", "list<element: string not null>", "list<string>",
+         "a domain over mood[]: as that", "{}::text[]"),
+    _opaque("both_parts", "'(1,\"x y\")'", reader="a domain over a composite: as that"),
+    _opaque("deep", "'(\"(1,x)\",\"{1,2}\")'",
+            reader=f"a composite of a composite and an array: {_TEXT}, as UTF-8 bytes"),
     _text("email", "'a@b'", reader="a domain over text: as that"),
 ))  # fmt: skip
 
@@ -255,24 +267,5 @@ update, the extremes, NULL. What a table holds is what a SQL client reads, in th
         Setting("time.precision.mode", "adaptive_time_microseconds", "`connect` cuts microseconds off"),
     ),
     (_NUMBERS, _TEXTS, _TIME, _NETWORK, _RANGES, _GEOMETRIC, _ARRAYS),
-    (
-        Exception_("an array of more than one dimension",
-                   "nulls for numbers, names of Java objects for text; Debezium says nothing",
-                   "store it as jsonb; `headrace verify` reports the rows"),
-        Exception_("`NaN`, `Infinity` in numeric", "the connector stops and names the column",
-                   "use double precision; or `decimal.handling.mode=string`, which makes every decimal text (`NAN`, "
-                   "`POSITIVE_INFINITY`) but in arrays"),
-        Exception_("a null element in an array of enum, ltree, composite, multirange or tsvector",
-                   "the connector stops and names the column", "store it as text[]"),
-        Exception_("bit(n)[]", "the connector stops at the first value", "store it as text[]"),
-        Exception_("interval[], money[], xml[], arrays of geometric types", "the column is left out",
-                   "store it as text[] or jsonb"),
-        Exception_("sparsevec with an index above 32767", "the connector stops and names the column", "use vector"),
-        Exception_("years before Christ in date[] and timestamptz[], and in date when a snapshot reads it",
-                   "the same year after Christ; Debezium says nothing",
-                   "store them as timestamp; `headrace verify` reports the rows"),
-        Exception_("a large unchanged value (TOAST) of numeric, bit varying, range, vector, or an array of other "
-                   "elements than text, uuid, bytea, json, int, bigint and date, under REPLICA IDENTITY DEFAULT",
-                   "the connector stops and names the column", "ALTER TABLE ... REPLICA IDENTITY FULL"),
-    ),
+    POSTGRESQL,
 )  # fmt: skip

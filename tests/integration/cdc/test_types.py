@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,22 +17,18 @@ from uuid import uuid4
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
-from pyiceberg.table import Table
 
 from connectors.connect import Connect, Connector, load_connector
-from governance.verify.avro import Schemas
-from governance.verify.current import _columns, check_current, read_database
-from governance.verify.kafka import KafkaReader
+from governance.verify.current import _columns, read_database
 from governance.verify.lake import Lake
-from governance.verify.landed import check_bronze
-from governance.verify.ledger import Ledger
 from governance.verify.postgres import Forms
-from governance.verify.report import Check
 from headrace.config import Settings
-from sinks.iceberg.catalog import find_table, open_catalog
+from tests.integration.cdc import uncarried
 from tests.integration.cdc.catalogue import Type, found_types
+from tests.integration.cdc.inventory import until
 from tests.integration.cdc.postgresql import ENGINE, PREPARE
 from tests.integration.cdc.server import full_postgres
+from tests.integration.cdc.source import Source
 from tests.integration.sinks.iceberg.shop import made_settings, running
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
@@ -55,54 +50,13 @@ LARGE = {
     "integer[]": "array_agg(i * 7919)",
     "bigint[]": "array_agg(i::bigint * 7919)",
     "date[]": "array_agg(date '2020-01-01' + i)",
+    "numrange": "numrange(0, string_agg(i::text, '')::numeric)",
 }
 
 
-@dataclass
-class Source:
-    """The database, and the lake that its tables land in."""
-
-    settings: Settings
-    name: str
-    url: str
-
-    def execute(self, *statements: str) -> None:
-        with psycopg.connect(self.url) as db:
-            for statement in statements:
-                db.execute(statement)
-
-    def insert(self, start: int) -> None:
-        """One row for each place in the samples, null where a type has fewer."""
-        self.execute(*(f"INSERT INTO types {_values(start + i, i)}" for i in range(ROWS)))
-
-    def topic(self, table: str) -> str:
-        return f"{self.name}.public.{table}"
-
-    def table(self, name: str) -> Table | None:
-        return find_table(open_catalog(self.settings.lake), f"silver.{self.name}_public_{name}")
-
-    def rows(self, name: str) -> dict[int, dict[str, Any]]:
-        found = self.table(name)
-        if found is None:
-            return {}
-        read = found.scan().to_arrow().to_pylist()
-        assert len(read) == len({row["id"] for row in read})
-        return {row["id"]: row for row in read}
-
-    def verify(self, table: str) -> list[Check]:
-        kafka, schemas, lake = (
-            KafkaReader(self.settings.kafka),
-            Schemas(self.settings.registry.url),
-            Lake(self.settings.lake),
-        )
-        bronze, silver = (lake.table(f"{layer}.{self.name}_public_{table}") for layer in ("bronze", "silver"))
-        assert bronze is not None
-        assert silver is not None
-        topic = self.topic(table)
-        return [
-            check_bronze(kafka, schemas, lake, Ledger(kafka, schemas), topic, 1, bronze),
-            check_current(kafka, schemas, lake, topic, 1, silver, self.url, patience=0),
-        ]
+def _insert(source: Source, start: int) -> None:
+    """One row for each place in the samples, null where a type has fewer."""
+    source.execute(*(f"INSERT INTO types {_values(start + i, i)}" for i in range(ROWS)))
 
 
 def _values(row: int, place: int) -> str:
@@ -127,23 +81,30 @@ def source(settings: Settings, tmp_path: Path) -> Iterator[Source]:
 async def test_every_type_from_the_database_to_its_table(source: Source, connect_url: str, tmp_path: Path) -> None:
     await asyncio.to_thread(_prepare, source)
     client, connector = Connect(connect_url), _connector(source, tmp_path)
+    going_on = uncarried.going_on(connector)
     try:
         assert (await asyncio.to_thread(client.apply, connector)).running
+        client.call("PUT", f"/connectors/{going_on['name']}/config", body=going_on)
         async with running(source.settings):
-            await _until(lambda: len(source.rows("types")) == ROWS + 3)
+            await until(lambda: len(source.rows("types")) == ROWS + 3)
             await asyncio.to_thread(_change, source)
-            await _until(lambda: len(source.rows("types")) == 2 * ROWS + 4)
-            await _until(lambda: {n: row["n"] for n, row in source.rows("larges").items()} == {1: 2, 2: 3})
-            await _until(lambda: [row["n"] for row in source.rows("readable").values()] == [2])
+            await until(lambda: len(source.rows("types")) == 2 * ROWS + 4)
+            await until(lambda: {n: row["n"] for n, row in source.rows("larges").items()} == {1: 2, 2: 3})
+            await until(lambda: [row["n"] for row in source.rows("readable").values()] == [2])
         # Without a placeholder the unchanged value would have become NULL.
         source.execute("UPDATE unreadable SET n = 2")
-        await _until(lambda: client.status(source.name).state == "FAILED")
+        await until(lambda: client.status(source.name).state == "FAILED")
         assert "Failed to properly convert data value for 'public.unreadable.l'" in client.status(source.name).reason
+        await uncarried.check_what_stops(source, client, connector)
+        await uncarried.check_what_is_null(source, going_on)
     finally:
         client.remove(source.name)
+        client.remove(going_on["name"])
     assert source.rows("readable")[1]["l"] == [float(n) for n in range(1, 2001)]
     _check_types(source)
     _check_values(source)
+    uncarried.check_what_comes_otherwise(source)
+    uncarried.check_that_columns_are_told(source, connector.config, going_on)
     bronze, current = source.verify("types")
     assert (bronze.offences, current.offences) == ([], [])
     assert (bronze.compared, current.compared) == (2 * ROWS + 6, 2 * ROWS + 4)
@@ -176,15 +137,16 @@ def _prepare(source: Source) -> None:
             )
         ),
         "ALTER TABLE readable REPLICA IDENTITY FULL",
+        *uncarried.TABLES,
         f"INSERT INTO types (id) VALUES ({NOTHING}), ({FILLED})",
         f"INSERT INTO types {_values(EMPTIED, 0)}",
     )
-    source.insert(0)
+    _insert(source, 0)
 
 
 def _change(source: Source) -> None:
     """Everything again through the log: rows inserted, one filled, one emptied, large values left alone."""
-    source.insert(100)
+    _insert(source, 100)
     filled = ", ".join(f"{name} = {type_.samples[0]}" for name, type_ in COLUMNS.items())
     emptied = ", ".join(f"{name} = NULL" for name in COLUMNS)
     source.execute(
@@ -206,7 +168,7 @@ def _connector(source: Source, folder: Path) -> Connector:
         "database.password": "",
         "database.dbname": source.name,
         "topic.prefix": source.name,
-        "table.include.list": "public.types,public.larges,public.unreadable,public.readable",
+        "table.include.list": "public.types,public.larges,public.unreadable,public.readable,public.odd,public.finite",
         "slot.name": source.name,
         "publication.name": source.name,
         "topic.creation.default.partitions": "1",
@@ -216,12 +178,6 @@ def _connector(source: Source, folder: Path) -> Connector:
     connector = load_connector(file)
     assert connector.config.items() >= {setting.name: setting.value for setting in ENGINE.settings}.items()
     return connector
-
-
-async def _until(done: Callable[[], bool], seconds: float = 60) -> None:
-    async with asyncio.timeout(seconds):
-        while not await asyncio.to_thread(done):  # noqa: ASYNC110 # a table has no event to wait for
-            await asyncio.sleep(0.3)
 
 
 def _check_types(source: Source) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from connectors.connect import Connect
+from connectors.limits import check_columns
 from governance.verify.current import _columns, read_database
 from governance.verify.lake import Lake
 from governance.verify.mariadb import Forms
 from headrace.config import Settings
+from headrace.errors import ContractError
 from headrace.mysql import connect
 from schemas.names import table_name
 from sinks.iceberg.catalog import find_table, open_catalog
@@ -60,7 +62,10 @@ async def test_every_type_from_the_server_to_its_table(own: Inventory, connect_u
         rows = "(1, '{\"a\": 1}', true, 2024), (2, '{}', 2, 2024)"
         _run(own, f"CREATE TABLE later {LATER}", f"INSERT INTO later VALUES {rows}")
         await until(lambda: len(own.landed("later")) == 2)
-    assert ["b is True, expected 2" in told for told in own.check("later", patience=0).offences] == [True]
+        later = (await asyncio.to_thread(own.check, "later", patience=0)).offences
+        assert ["b is True, expected 2" in told for told in later] == [True]
+        await _check_what_stops(own, Connect(connect_url))
+    _check_that_columns_are_told(own)
     _check_types(own)
     current = own.check("types", patience=0)
     assert current.offences == []
@@ -68,6 +73,33 @@ async def test_every_type_from_the_server_to_its_table(own: Inventory, connect_u
     _check_values(own)
     _check_what_is_not_carried(own)
     _check_that_verify_notices(own)
+
+
+async def _check_what_stops(own: Inventory, client: Connect) -> None:
+    def failed(why: str) -> bool:
+        status = client.status(own.name)
+        return status.state == "FAILED" and why in status.reason
+
+    nets = f"CREATE TABLE {own.name}_other.nets (address inet6)"
+    _run(own, f"CREATE DATABASE {own.name}_other", nets, f"DROP DATABASE {own.name}_other")
+    await until(lambda: failed("NoViableAltException"))
+    past = own.connector.config | {"name": own.name, "schema.history.internal.skip.unparseable.ddl": "true"}
+    client.call("PUT", f"/connectors/{own.name}/config", body=past)
+    _run(own, "ALTER TABLE later ADD f float", "INSERT INTO later VALUES (2, NULL, NULL, NULL, 16777215)")
+    await until(lambda: len(own.landed("later")) == 2)
+    _run(own, "ALTER TABLE later ADD g float4", "INSERT INTO later VALUES (3, NULL, NULL, NULL, NULL, 1.5)")
+    await until(lambda: failed(f"Failed to properly convert data value for '{own.name}.later.g'"))
+
+
+def _check_that_columns_are_told(own: Inventory) -> None:
+    _run(own, "CREATE TABLE nets (id int PRIMARY KEY, six inet6, four inet4)")
+    settings = own.settings.model_copy(update={"databases": {own.name: own.url}})
+    check_columns(settings, own.connector.config)
+    config = own.connector.config | {"table.include.list": f"{own.name}[.]nets", "column.exclude.list": ".*"}
+    with pytest.raises(ContractError, match="does not understand the table's definition") as refused:
+        check_columns(settings, config)
+    assert refused.value.where == f"{own.name}.nets.four"
+    check_columns(settings, config | {"database.include.list": "another"})
 
 
 def _run(own: Inventory, *statements: str) -> None:

@@ -22,3 +22,22 @@ from connectors.identity import captures
 )
 def test_a_connector_reads_the_tables_of_its_lists(config: dict[str, str], captured: bool) -> None:
     assert captures(config, "public.orders") is captured
+
+
+@pytest.mark.parametrize(
+    ("config", "captured"),
+    [
+        ({}, True),
+        ({"column.exclude.list": "public[.]orders[.]total"}, False),
+        ({"column.exclude.list": "public[.]orders[.]id"}, True),
+        ({"column.include.list": "public[.]orders[.](id|total)"}, True),
+        ({"column.include.list": "public[.]orders[.]id"}, False),
+        ({"table.exclude.list": "public.orders"}, False),
+        (
+            {"connector.class": "io.debezium.connector.mariadb.MariaDbConnector", "database.include.list": "other"},
+            False,
+        ),
+    ],
+)
+def test_a_connector_reads_the_columns_of_its_lists(config: dict[str, str], captured: bool) -> None:
+    assert captures(config, "public.orders", "total") is captured
