@@ -370,7 +370,7 @@ class Generator:
         elif kind == "narrow":
             self._retype(table, NARROWER)
         elif kind == "rename" and table == "goods":
-            self._rename()
+            self.rename()
         else:
             name, declared = self._name(), self.chance.choice(list(WIDER))
             columns[name] = Column(declared, self.chance.choice((None, DEFAULTS[declared])))
@@ -395,7 +395,7 @@ class Generator:
         columns[name].declared = becomes[columns[name].declared]
         self._alter(table, self.engine.alter_type(name, columns[name].text))
 
-    def _rename(self) -> None:
+    def rename(self) -> None:
         """The rows that nothing changes have what they had: nobody sends it, until the table is read."""
         self.reader.wait()
         old, new = self.chance.choice(list(self.columns["goods"])), self._name()

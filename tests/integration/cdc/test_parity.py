@@ -81,7 +81,7 @@ class Capture:
         assert not any(live + checks), f"HEADRACE_PARITY_SEED={SEED}: verify: {live}, {checks}\n{trace}"
         self.checkpoints += 1
 
-    def rekey(self) -> None:
+    def redefine(self) -> None:
         topic = self.engine.topic("goods")
         kafka, lake = KafkaReader(self.engine.settings.kafka), Lake(self.engine.settings.lake)
         ends = {p: kafka.bounds(topic, p)[1] for p in range(kafka.topics()[topic])}
@@ -91,6 +91,7 @@ class Capture:
             time.sleep(0.2)
             lake.refresh()
         self.generator.rekey()
+        self.generator.rename()
 
 
 class Changes(RuleBasedStateMachine):
@@ -110,7 +111,7 @@ class Changes(RuleBasedStateMachine):
     def begin(self, chance: random.Random) -> None:
         self.generator.chance = chance
         if self.capture.checkpoints:
-            self.capture.rekey()
+            self.capture.redefine()
 
     @rule(times=st.integers(1, 4))
     def insert(self, times: int) -> None:
