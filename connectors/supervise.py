@@ -20,7 +20,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from connectors.connect import WORST_FIRST, connector_files, load_connector
-from connectors.lifecycle import source_offset
+from connectors.lifecycle import forget_offset, resume, source_offset, stop
+from connectors.mysql import is_binlog
 from connectors.notices import TOPIC
 from connectors.resnapshot import state_baselines
 from connectors.restarts import MOST, History, decide
@@ -93,7 +94,7 @@ class Supervisor:
             history = self.histories.get(capture.name, History())
             action, after = decide(capture.state, bool(capture.fault), history, self.clock(), self.chance())
             if action == "restart":
-                self.watch.connect.restart(capture.name)
+                self._restart(capture.name)
                 RESTARTS.labels(capture.name).inc()
                 log.warning("restarted", connector=capture.name, attempt=after.restarts, reason=capture.reason)
             self.histories[capture.name] = after
@@ -101,6 +102,17 @@ class Supervisor:
             self._ask_again(capture.name, after)
             self._tell(capture, after)
             measure(capture, after)
+
+    def _restart(self, name: str) -> None:
+        """Debezium for MariaDB tells that a snapshot begins together with a place in no file of the log, and refuses to
+        start where Connect has kept that one: it has read nothing yet, so it begins without a place."""
+        connect = self.watch.connect
+        if is_binlog(self.watch.configs[name]) and "file" not in source_offset(connect, name):
+            stop(connect, name)
+            forget_offset(connect, name)
+            resume(connect, name)
+        else:
+            connect.restart(name)
 
     def _complete(self, name: str) -> None:
         """After an initial snapshot that Connect repeated, say where it began: a crash may have come between it and

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from connectors import snapshots
 from connectors.databases import need_source, prepare_source
@@ -17,7 +19,8 @@ from connectors.resnapshot import resnapshot
 from connectors.supervise import Supervisor
 from connectors.watch import Capture, Watch
 from headrace.config import Settings
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, TerminalError
+from headrace.kafka.client import confluent_options
 from headrace.mysql import connect
 from tests.integration.cdc.inventory import Inventory, inventory, until
 from tests.integration.sinks.iceberg.shop import running
@@ -120,7 +123,16 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
     with closing(Watch(mine)) as watch:
         prepare_source(mine, own.connector)
         own.execute("INSERT INTO things (id, n) SELECT seq, 1 FROM seq_1_to_50")
-        assert (await asyncio.to_thread(watch.connect.apply, own.connector)).running
+        _keep_no_place(own)
+        with pytest.raises(TerminalError, match="'file' parameter is missing"):
+            await asyncio.to_thread(watch.connect.apply, own.connector)
+        supervisor = Supervisor(mine, clock=iter(range(0, 10_000_000, 1000)).__next__)
+
+        def runs() -> bool:
+            supervisor.step()
+            return supervisor.captures[0].state == "RUNNING"
+
+        await until(runs)
         async with running(mine) as lifecycle:
             _administer(own, "FLUSH BINARY LOGS")
             own.execute("UPDATE things SET n = 2 WHERE id <= 3")
@@ -170,6 +182,14 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
             assert of_lake(own)[2] == 6
             received = max(own.landed("things", "bronze"), key=lambda row: row["_timestamp"])
             assert received["after"]["n"] == 7, "as received"
+
+
+def _keep_no_place(own: Inventory) -> None:
+    """What Connect may have kept of a connector when it is killed as the first snapshot begins."""
+    producer = Producer(confluent_options(own.settings.kafka) | {"partitioner": "murmur2_random"})
+    key = json.dumps([own.name, {"server": own.name}], separators=(",", ":"))
+    producer.produce("connect.offsets", key=key, value="{}")
+    assert producer.flush(30) == 0
 
 
 def _administer(own: Inventory, statement: str) -> None:
