@@ -106,12 +106,10 @@ def demo(folder: Path) -> Iterator[Headrace]:
     content = folder / "content"
     (content / "connectors" / "debezium").mkdir(parents=True)
     (content / "connectors" / "debezium" / "bench.json").write_text(BENCH_CONNECTOR)
-    for course in KILL_COURSES:
-        (content / "connectors" / "debezium" / f"{course}.json").write_text(KILL_CONNECTOR.replace("course", course))
     # Compaction often enough to be met.
     headrace = Headrace(folder / "demo", [REPOSITORY, content], HEADRACE_SINK__COMPACT_EVERY="3")
     try:
-        done = headrace("demo", "up", "--detach", *(f"--skip={name}" for name in ("bench", *KILL_COURSES)))
+        done = headrace("demo", "up", "--detach", "--skip=bench")
         urls = [word for word in done.stderr.split() if word.startswith("http")]
         assert urls[-1] == f"{headrace.get('endpoints.serve')}/", "the dashboard is the last URL printed"
         yield headrace
@@ -141,43 +139,6 @@ BENCH_CONNECTOR = json.dumps(
             "skipped.operations": "none",
             "topic.creation.default.partitions": "2",
             "topic.creation.default.replication.factor": "1",
-        },
-    }
-)
-
-# `course` stands for the schema of one capture. The processes read connector files when they start: only what has one
-# is landed, and restarted when it fails.
-KILL_COURSES = tuple(f"course{number}" for number in range(1, 9))
-KILL_CONNECTOR = json.dumps(
-    {
-        "name": "course",
-        "config": {
-            "connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-            "database.hostname": "${env:POSTGRES_HOST}",
-            "database.port": "${env:POSTGRES_PORT}",
-            "database.user": "${env:POSTGRES_USER}",
-            "database.password": "${env:POSTGRES_PASSWORD}",
-            "database.dbname": "kill",
-            "plugin.name": "pgoutput",
-            "slot.name": "course",
-            "publication.name": "course",
-            "publication.autocreate.mode": "filtered",
-            "topic.prefix": "kill",
-            "table.include.list": "course.rows,course.moved",
-            "provide.transaction.metadata": "true",
-            "skipped.operations": "none",
-            "heartbeat.interval.ms": "5000",
-            "signal.data.collection": "course.headrace_signal",
-            "incremental.snapshot.chunk.size": "1024",
-            "incremental.snapshot.watermarking.strategy": "insert_delete",
-            "notification.enabled.channels": "sink",
-            "notification.sink.topic.name": "kill.notifications",
-            "topic.creation.default.partitions": "2",
-            "topic.creation.default.replication.factor": "1",
-            "topic.creation.groups": "single",
-            "topic.creation.single.include": "kill\\.(transaction|notifications|course\\.(moved|headrace_signal))",
-            "topic.creation.single.partitions": "1",
-            "topic.creation.single.replication.factor": "1",
         },
     }
 )

@@ -22,9 +22,16 @@ SIGNALS = {
     "kafka": ("kafka", signal.SIGKILL),
     "postgres, restarted": ("postgres", signal.SIGINT),
     "postgres, crashed": ("postgres", signal.SIGKILL),
+    "mariadb, restarted": ("mariadb", signal.SIGTERM),
+    "mariadb, crashed": ("mariadb", signal.SIGKILL),
 }
 CATALOG = "catalog, away"
-VICTIMS = (*SIGNALS, CATALOG)
+SOURCES = ("postgres", "mariadb")
+
+
+def victims(source: str) -> list[str]:
+    """What may die while this server is captured: everything but the other source."""
+    return [*(victim for victim, (name, _) in SIGNALS.items() if name == source or name not in SOURCES), CATALOG]
 
 
 def kill(demo: Headrace, victim: str, rng: Random) -> Back:
