@@ -212,7 +212,7 @@ def new_columns(
     slices: Sequence[Slice], schema: Schema, known: Added, marks: Mapping[int, Position]
 ) -> dict[str, Column]:
     """Columns with a default that slices have and the table has not. `marks`: up to which place a partition's changes
-    are repeats."""
+    have been applied."""
     found: dict[str, Column] = {}
     have = {field.name for field in schema.fields}
     for part in slices:
@@ -222,7 +222,7 @@ def new_columns(
         fresh = fields.keys() - have - known.keys() - OWN
         if fresh and foreign(part).all():
             continue
-        at = first_place(part, marks[part.partition]) if fresh else None
+        at = first_place(part, _reached(slices, part, marks)) if fresh else None
         without = []
         for name in sorted(fresh):
             value = default_scalar(fields[name])
@@ -238,6 +238,28 @@ def new_columns(
                 topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
             )  # fmt: skip
     return found
+
+
+def _reached(slices: Sequence[Slice], part: Slice, marks: Mapping[int, Position]) -> Position:
+    """Up to which place changes of a slice are repeats: those up to there have been applied, or are in slices before
+    it."""
+    mark = marks[part.partition]
+    for other in slices:
+        if other is part:
+            break
+        if other.partition == part.partition:
+            mark = max(mark, _last_place(other))
+    return mark
+
+
+def _last_place(part: Slice) -> Position:
+    """The highest place of a slice's changes of rows; `NOWHERE` when it has none, or they do not say."""
+    changes = row_changes(part)
+    changes[changes] = ~mask_of(envelope.snapshot_mask(part.batch.filter(pa.array(changes))))
+    try:
+        return Places.of(part.batch.filter(pa.array(changes))).highest
+    except ContractError:
+        return NOWHERE
 
 
 def _filled(field: Mapping[str, Any]) -> bool:

@@ -70,6 +70,9 @@ def topics_and_logs(settings: Settings, stack: SessionStack, name: str) -> tuple
         found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 0.5) if not m.error())
     found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 1.0) if not m.error())
     consumer.close()
-    logs = b"".join(path.read_bytes() for path in (stack.home / "logs").glob("*.log*"))
-    assert name.encode() in logs
-    return found, logs
+    while True:
+        logs = b"".join(path.read_bytes() for path in (stack.home / "logs").glob("*.log*"))
+        if name.encode() in logs:
+            return found, logs
+        assert time.monotonic() < deadline, "no log has the connector"
+        time.sleep(0.2)

@@ -113,6 +113,18 @@ def test_what_is_repeated_under_new_columns_does_not_say_where_they_came(catalog
     assert rows_of(table, "id", "rated") == expected
 
 
+def test_what_is_repeated_within_a_batch_does_not_say_where_new_columns_came(catalog):
+    """As when the sink was behind: it reads changes, their repeats and those of another partition at once."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, part([change("c", {"id": 2}, 2)], rated=False))
+    sent = part([change("c", {"id": n}, n) for n in (4, 6)], 1, rated=False)
+    repeats = part([change("c", {"id": n, "rated": 7}, n) for n in (4, 6)], 3, rated=True)
+    behind = part([change("c", {"id": n}, n) for n in (1, 5, 7)], rated=False, partition=1)
+    more = part([change("c", {"id": 6, "rated": 7}, 6), change("c", {"id": 8, "rated": 1}, 10)], 5, rated=True)
+    assert land(table, sent, repeats, behind, more).dropped == 3
+    assert rows_of(table, "id", "rated") == [(1, 7), (2, 7), (4, 7), (5, 7), (6, 7), (7, 7), (8, 1)]
+
+
 WIDER = pa.struct([("id", pa.int64()), ("n", pa.int64()), ("added", pa.float32())])
 
 
