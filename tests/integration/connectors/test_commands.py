@@ -28,7 +28,7 @@ from serving.render import captures_table
 from tests.integration.connectors.commands import Operator, serving
 from tests.integration.connectors.conftest import Source
 
-ROWS = 20_000
+ROWS = 60_000
 TABLE = "public.things"
 SLOT = """
 SELECT (pg_current_wal_lsn() - confirmed_flush_lsn)::bigint, (pg_current_wal_lsn() - restart_lsn)::bigint, safe_wal_size
