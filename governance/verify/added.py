@@ -12,12 +12,11 @@ from typing import Any
 from governance.verify.values import canonical
 from schemas.defaults import default_scalar
 
-Place = tuple[int, int]
 PROPERTY = "headrace.added."
 
 
 class Added:
-    """Defaults of columns, and where in the log each column came: rows written below that place hold its default.
+    """Defaults of columns: rows whose writer does not have the column hold it.
 
     Of the table's own it is what its properties say, of others what the writers' schemas do. A column without a
     default, or with one that Debezium cannot evaluate, is null in rows of before.
@@ -25,27 +24,25 @@ class Added:
 
     def __init__(self, columns: Iterable[str], properties: Mapping[str, str]) -> None:
         self._columns = set(columns)
-        self._defaults: dict[str, tuple[Place, Any]] = {}
+        self._defaults: dict[str, Any] = {}
         for name, text in properties.items():
             if name.startswith(PROPERTY):
-                said = json.loads(text)
-                high, low = said["at"].split(":")
-                self._put(name.removeprefix(PROPERTY), (int(high), int(low)), said["field"])
+                self._put(name.removeprefix(PROPERTY), json.loads(text)["field"])
 
-    def learn(self, fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    def learn(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """What rows that are there hold in columns that no change before had, by Avro fields; changes come in the order
         of the log."""
         new = [name for name in fields if name not in self._columns]
         self._columns.update(new)
         for name in new:
-            self._put(name, place, fields[name])
-        return {name: self._defaults[name][1] for name in new if name in self._defaults}
+            self._put(name, fields[name])
+        return {name: self._defaults[name] for name in new if name in self._defaults}
 
-    def filled(self, row: Mapping[str, Any], fields: Mapping[str, Any], place: Place) -> dict[str, Any]:
+    def filled(self, row: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
         """A row of a change whose writer may not have had some columns yet."""
-        return {name: v for name, (at, v) in self._defaults.items() if name not in fields and place < at} | dict(row)
+        return {name: value for name, value in self._defaults.items() if name not in fields} | dict(row)
 
-    def _put(self, name: str, at: Place, field: Mapping[str, Any]) -> None:
+    def _put(self, name: str, field: Mapping[str, Any]) -> None:
         value = default_scalar(field)
         if value is not None:
-            self._defaults[name] = (at, canonical(value.as_py()))
+            self._defaults[name] = canonical(value.as_py())

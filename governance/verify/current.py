@@ -250,8 +250,8 @@ def check_current(
                 applied[record.partition] = position
             fields, place = event["fields"], _place(event)
             # Also by a change that the database's rows are too old for: `compared` knows the columns that they have.
-            state.fill(compared(added.learn(fields, place)))
-            event |= {side: compared(added.filled(row, fields, place)) for side, row in _rows(event).items()}
+            state.fill(compared(added.learn(fields)))
+            event |= {side: compared(added.filled(row, fields)) for side, row in _rows(event).items()}
             if not state.stale(event) and (event["op"] == "r" or database.visible.shows(event)):
                 state.apply(record, event, place)
         if not state.differs(expected) or time.monotonic() > deadline:

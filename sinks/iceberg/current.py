@@ -138,7 +138,7 @@ class CurrentTable(KeyedTable):
             fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
             if not (keep & fresh).any():
-                # Columns of repeats are of an earlier time (see `new_columns`), those of rejects not the table's.
+                # Columns of rejects are not the table's.
                 continue
             keep &= fresh
             recent, changes = self._changes(part, keep, places, recent)
@@ -240,7 +240,7 @@ class CurrentTable(KeyedTable):
         rows = np.flatnonzero(keep & (present | mask_of(pc.equal(op, "d"))))
         batch, present, places = rows_of(part.batch, rows), present[rows], places.take(rows)
         after = placed(envelope.row_batch(batch, "after"), part, part.rows[rows], places)
-        after = absent_filled(after, places, self._added)
+        after = absent_filled(after, self._added)
         before = None if self.key else envelope.row_batch(batch, "before")
         going = mask_of(envelope.has_row(batch, "before"))
         created = mask_of(pc.equal(envelope.operations(batch), "c"))
@@ -358,14 +358,13 @@ class CurrentTable(KeyedTable):
         """Bring the rows that are there under the source's present key and columns, before new ones come."""
         if self.table is None:
             return
-        marks = self._marks(slices)
-        new = new_key(slices, self.key, self._key_since, marks) if self._key_known else None
+        new = new_key(slices, self.key, self._key_since, self._marks(slices)) if self._key_known else None
         if new is not None and (new.read or time.monotonic() >= self._ask_again):
             started = time.monotonic()
             self._remake(lambda: rekeyed(self._existing, self.topic, new, counted=self.counted))
             if self.key != new.fields:
                 self._ask_again = time.monotonic() + (time.monotonic() - started) / ASKING
-        added = new_columns(slices, self._existing.schema(), self._added, marks)
+        added = new_columns(slices, self._existing.schema(), self._added)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
             self._remake(lambda: backfilled(self._existing, added))

@@ -50,15 +50,14 @@ log = get_logger("iceberg")
 
 @dataclass(frozen=True)
 class Column:
-    """A column that the source got at this place in its log: rows written below it hold `value`."""
+    """A column that the source got: rows whose writer does not have it hold `value`."""
 
-    at: Position
     field: Mapping[str, Any]
     value: pa.Scalar
 
     @property
     def property(self) -> str:
-        return json.dumps({"at": str(self.at), "field": self.field})
+        return json.dumps({"field": self.field})
 
 
 Added = Mapping[str, Column]
@@ -208,12 +207,9 @@ def rekeyed(table: Table, topic: str, new: NewKey, *, counted: Callable[[pa.Tabl
     return remade(table, tasks, staying, properties)
 
 
-def new_columns(
-    slices: Sequence[Slice], schema: Schema, known: Added, marks: Mapping[int, Position]
-) -> dict[str, Column]:
-    """Columns with a default that slices have and the table has not. `marks`: up to which place a partition's changes
-    have been applied."""
-    found: dict[str, Column] = {}
+def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[str, Column]:
+    """Columns with a default that slices have and the table has not; of several defaults that which came first."""
+    found: dict[str, tuple[Position, Column]] = {}
     have = {field.name for field in schema.fields}
     for part in slices:
         if part.schema is None or not envelope.is_envelope(part.schema):
@@ -222,14 +218,14 @@ def new_columns(
         fresh = fields.keys() - have - known.keys() - OWN
         if fresh and foreign(part).all():
             continue
-        at = first_place(part, _reached(slices, part, marks)) if fresh else None
+        at = (first_place(part) or NOWHERE) if fresh else NOWHERE
         without = []
         for name in sorted(fresh):
             value = default_scalar(fields[name])
-            if value is None or at is None:
+            if value is None:
                 without.append(name)
-            elif name not in found or at < found[name].at:
-                found[name] = Column(at, fields[name], value)
+            elif name not in found or at < found[name][0]:
+                found[name] = at, Column(fields[name], value)
         gone = sorted(name for name in have - fields.keys() - {BEGIN, END} if not name.startswith("_"))
         if without and (gone or any(_filled(fields[name]) for name in without)):
             table = source_table(part.topic)
@@ -237,29 +233,7 @@ def new_columns(
                 "rows of before are null in new columns: renamed, or of a computed default? then read them again",
                 topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
             )  # fmt: skip
-    return found
-
-
-def _reached(slices: Sequence[Slice], part: Slice, marks: Mapping[int, Position]) -> Position:
-    """Up to which place changes of a slice are repeats: those up to there have been applied, or are in slices before
-    it."""
-    mark = marks[part.partition]
-    for other in slices:
-        if other is part:
-            break
-        if other.partition == part.partition:
-            mark = max(mark, _last_place(other))
-    return mark
-
-
-def _last_place(part: Slice) -> Position:
-    """The highest place of a slice's changes of rows; `NOWHERE` when it has none, or they do not say."""
-    changes = row_changes(part)
-    changes[changes] = ~mask_of(envelope.snapshot_mask(part.batch.filter(pa.array(changes))))
-    try:
-        return Places.of(part.batch.filter(pa.array(changes))).highest
-    except ContractError:
-        return NOWHERE
+    return {name: column for name, (_, column) in found.items()}
 
 
 def _filled(field: Mapping[str, Any]) -> bool:
@@ -275,7 +249,7 @@ def added_columns(properties: Mapping[str, str]) -> dict[str, Column]:
             said = json.loads(text)
             value = default_scalar(said["field"])
             if value is not None:
-                found[name[len(ADDED) :]] = Column(Position.parse(said["at"]), said["field"], value)
+                found[name[len(ADDED) :]] = Column(said["field"], value)
     return found
 
 
@@ -294,13 +268,16 @@ def backfilled(table: Table, added: Added) -> Change:
     return remade(table, table.scan().plan_files(), with_defaults, properties, columns=columns)
 
 
-def absent_filled(rows: pa.RecordBatch, places: Places, added: Added) -> pa.RecordBatch:
-    """Rows of a writer that does not have some of the added columns: written before them, they hold their defaults."""
+def absent_filled(rows: pa.RecordBatch, added: Added) -> pa.RecordBatch:
+    """Rows of a writer that does not have some of the added columns: they hold their defaults.
+
+    Their place in the log does not count: after a restart Debezium sends the first changes with the columns of that
+    time, and those behind them, which are older than the columns, without.
+    """
     columns, fields = list(rows.columns), list(rows.schema)
     for name, column in added.items():
         if name not in rows.schema.names:
             (field,) = iceberg_arrow(pa.schema([pa.field(name, column.value.type)]))
-            values = pa.repeat(column.value, len(places)).cast(field.type)
-            columns.append(pc.if_else(pa.array(places.below(column.at)), values, pa.scalar(None, field.type)))
+            columns.append(pa.repeat(column.value, len(rows)).cast(field.type))
             fields.append(field)
     return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))

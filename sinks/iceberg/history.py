@@ -193,7 +193,7 @@ class HistoryTable(CurrentTable):
         fields = [*after.schema, *(pa.field(name, column.type) for name, column in own.items())]
         after = pa.RecordBatch.from_arrays([*after.columns, *own.values()], schema=pa.schema(fields))
         after = placed(after, part, part.rows[rows], places)
-        after = absent_filled(after, places, self._added)
+        after = absent_filled(after, self._added)
         going = mask_of(envelope.has_row(batch, "before"))
         created = mask_of(pc.equal(op, "c"))
         truncates = mask_of(pc.equal(op, "t"))
