@@ -171,7 +171,7 @@ async def test_every_form_of_storage(settings: Settings, connect_url: str, tmp_p
         "topic.creation.single.partitions": "1",
         "topic.creation.single.replication.factor": "-1",
     }
-    with captured(settings, connect_url, tmp_path, *SETUP, **one_partition) as capture:
+    with captured(settings, connect_url, tmp_path, *SETUP, sink=None, **one_partition) as capture:
         declare(capture, tmp_path)
         await asyncio.to_thread(Connect(connect_url).apply, capture.connector)
         await capture.until(lambda: min(capture.sent(table) for table in STORAGE) < COUNT and "not read yet")
@@ -203,7 +203,7 @@ async def test_every_form_of_storage(settings: Settings, connect_url: str, tmp_p
 def declare(capture: Capture, folder: Path) -> None:
     contracts = folder / "schemas" / "contracts"
     contracts.mkdir(parents=True)
-    fields = [{"name": "id", "type": "int"}]
+    fields: list[Row] = [{"name": "id", "type": "int"}]
     fields += [{"name": n, "type": ["null", t], "default": None} for n, t in FIELDS.items() if n != "id"]
     for table, storage in STORAGE.items():
         name = capture.table_name(table)
@@ -274,14 +274,14 @@ def versions(changes: list[Row]) -> list[Row]:
     for change in sorted((c for c in changes if c["op"] is not None), key=place):
         before, after = change["before"], change["after"]
         at = EPOCH + timedelta(microseconds=change["source"]["ts_us"])
-        key = (after or before or {}).get("id")
-        for row in list(open_.values()) if change["op"] == "t" else [open_[key]] if key in open_ else []:
-            gone = open_.pop(row["id"])
+        keys = list(open_) if change["op"] == "t" else [(after or before)["id"]]
+        for key in open_.keys() & keys:
+            gone = open_.pop(key)
             gone["valid_to"] = at
         if after:
             kept = {n: gone[n] for n, value in after.items() if value == UNAVAILABLE}
-            open_[key] = after | kept | {"valid_from": at, "valid_to": None, "_op": change["op"]}
-            found.append(open_[key])
+            found.append(after | kept | {"valid_from": at, "valid_to": None, "_op": change["op"]})
+            open_[after["id"]] = found[-1]
     return found
 
 
