@@ -260,13 +260,14 @@ def types(capture: Capture, name: str) -> dict[str, str]:
 
 
 def differences(capture: Capture, name: str, since: datetime) -> dict[str, list[tuple[str, str | None, str | None]]]:
-    """What `headrace contract diff` tells of each field of a table's key and value since a time."""
+    """What `headrace contract diff` tells of each field of a table's key and value since a time, in whole seconds as
+    the registry has them."""
     with closing(Registry(capture.settings.registry.url)) as registry:
         steps = history(registry, capture.topic(name))
     told = defaultdict(list)
     for step in steps:
         assert step.created is not None
-        if datetime.fromisoformat(step.created) >= since:
+        if datetime.fromisoformat(step.created) >= since.replace(microsecond=0):
             for one in step.differences:
                 told[f"{step.part} {one.at}"].append((one.change, one.was, one.now))
     return dict(told)

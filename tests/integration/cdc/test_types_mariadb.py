@@ -85,9 +85,9 @@ async def _check_what_stops(own: Inventory, client: Connect) -> None:
     await until(lambda: failed("NoViableAltException"))
     past = own.connector.config | {"name": own.name, "schema.history.internal.skip.unparseable.ddl": "true"}
     client.call("PUT", f"/connectors/{own.name}/config", body=past)
-    _run(own, "ALTER TABLE later ADD f float", "INSERT INTO later VALUES (2, NULL, NULL, NULL, 16777215)")
-    await until(lambda: len(own.landed("later")) == 2)
-    _run(own, "ALTER TABLE later ADD g float4", "INSERT INTO later VALUES (3, NULL, NULL, NULL, NULL, 1.5)")
+    _run(own, "ALTER TABLE later ADD f float", "INSERT INTO later VALUES (3, NULL, NULL, NULL, 16777215)")
+    await until(lambda: len(own.landed("later")) == 3)
+    _run(own, "ALTER TABLE later ADD g float4", "INSERT INTO later VALUES (4, NULL, NULL, NULL, NULL, 1.5)")
     await until(lambda: failed(f"Failed to properly convert data value for '{own.name}.later.g'"))
 
 
