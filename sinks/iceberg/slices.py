@@ -30,10 +30,9 @@ class Slice:
     that decoded, `rows` says which records those are; `nulls` are tombstones, `bad` those that did not decode, with a
     reason each. `key_fields` are the names in the records' key, empty when they have none, None when it is not known;
     `key_named`: its schema is named as the source's connector names it; `key_unlike`: fields of it that are of another
-    type in the rows. `schema` is the writer's schema of the values,
-    where all have the same. `baseline`: the offset that such a record among these, or among others of their chunk, says
-    (schemas/baseline.py), 0 for none; `baseline_time`: when the last such record was written (ms), where it is among
-    these.
+    type in the rows. `schema` is the writer's schema of the values, where all have the same. `baseline`: the offset
+    that such a record among these, or among others of their chunk, says (schemas/baseline.py), 0 for none;
+    `baseline_time`: when the last such record was written (ms), where it is among these.
     """
 
     topic: str

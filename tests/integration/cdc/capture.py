@@ -105,11 +105,11 @@ class Capture:
         missing, surplus = ([row[:300] for row in more][:3] for more in (want - have, have - want))
         return f"database only: {missing}; table only: {surplus}"
 
-    async def equal(self, *names: str, seconds: float = 90) -> None:
+    async def equal(self, *names: str, seconds: float = 40) -> None:
         """Return once each table's current state is what the database holds."""
         await self.until(lambda: next(((n, d) for n in names if (d := self.difference(n))), None), seconds)
 
-    async def until(self, wrong: Any, seconds: float = 90) -> None:
+    async def until(self, wrong: Any, seconds: float = 40) -> None:
         """Return once `wrong()` has nothing to say."""
         deadline = time.monotonic() + seconds
         while (said := await asyncio.to_thread(wrong)) and time.monotonic() < deadline:  # noqa: ASYNC110

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,15 +13,13 @@ from uuid import uuid4
 
 import psycopg
 
-from connectors import snapshots
 from connectors.connect import Connector
-from connectors.databases import prepare_source
-from connectors.watch import Watch
 from headrace.config import Settings
 from headrace.mysql import connect
 from schemas.names import SIGNAL_TABLE
 from tests.integration.cdc.capture import captured
 from tests.integration.cdc.inventory import inventory
+from tests.integration.cdc.rereads import Reader
 
 Row = dict[str, Any]
 
@@ -153,39 +150,6 @@ def _config(schema: str) -> dict[str, str]:
     topic = f"n{uuid4().hex[:8]}.notifications"
     signals = f"{schema}.{SIGNAL_TABLE}"
     return CONFIG | {"signal.data.collection": signals, "notification.sink.topic.name": topic}
-
-
-class Reader:
-    """Has tables read again while they change, one after the other, as `headrace connect snapshot` does."""
-
-    def __init__(self, engine: Engine) -> None:
-        config = engine.connector.config
-        self._prefix = config["topic.prefix"]
-        self._settings = engine.settings.model_copy(update={"databases": {self._prefix: engine.url}})
-        self._engine, self._number = engine, ""
-        self._target = snapshots.Target(engine.connector.name, config)
-        self._watch = Watch(self._settings)
-        prepare_source(self._settings, engine.connector)
-
-    def close(self) -> None:
-        self._watch.close()
-
-    def read(self, table: str) -> None:
-        self.wait()
-        name = self._engine.topic(table).removeprefix(f"{self._prefix}.")
-        self._number = snapshots.execute(self._watch, self._settings, self._target, name)
-
-    def wait(self, seconds: float = 60) -> None:
-        """Until the last one is over."""
-        deadline = time.monotonic() + seconds
-        while self._number and not self._over():
-            assert time.monotonic() < deadline, f"{self._number}: {self._watch.look({self._target.name})}"
-            time.sleep(0.2)
-
-    def _over(self) -> bool:
-        found = self._watch.notices.snapshots(self._target.notices).get(self._number)
-        assert found is None or not any(scan.failed for scan in found.tables.values()), found
-        return found is not None and found.over
 
 
 @dataclass
@@ -401,7 +365,7 @@ class Generator:
         old, new = self.chance.choice(list(self.columns["goods"])), self._name()
         self.columns["goods"][new], self.former[new] = self.columns["goods"].pop(old), old
         self._alter("goods", f"RENAME COLUMN {old} TO {new}")
-        self.reader.read("goods")
+        self.reader.read(self.engine.topic("goods"))
 
     def rekey(self) -> None:
         """Another primary key. Every change under the one before must have been applied."""
@@ -410,7 +374,7 @@ class Generator:
 
     def read_again(self) -> None:
         """While transactions are open."""
-        self.reader.read(self.chance.choice(("goods", "kept")))
+        self.reader.read(self.engine.topic(self.chance.choice(("goods", "kept"))))
 
     def burst(self) -> None:
         """Thousands of changes in one transaction, most of them of the same rows."""

@@ -43,7 +43,8 @@ from headrace.config import Settings
 from headrace.process import Lifecycle
 from schemas.names import table_name
 from sinks.iceberg.catalog import find_table, open_catalog
-from tests.integration.cdc.parity import KEYS, Engine, Generator, Reader, Row, mariadb, postgresql
+from tests.integration.cdc.parity import KEYS, Engine, Generator, Row, mariadb, postgresql
+from tests.integration.cdc.rereads import Reader
 from tests.integration.sinks.iceberg.shop import running
 
 STEPS = int(os.environ.get("HEADRACE_PARITY_STEPS", "120"))
@@ -186,7 +187,11 @@ async def test_the_lake_is_what_the_database_is(
 ) -> None:
     with made(settings, request.getfixturevalue, tmp_path) as engine:
         declare_history(engine, tmp_path)
-        with closing(engine.session()) as one, closing(engine.session()) as two, closing(Reader(engine)) as reader:
+        with (
+            closing(engine.session()) as one,
+            closing(engine.session()) as two,
+            closing(Reader(engine.settings, engine.connector)) as reader,
+        ):
             client = Connect(connect_url)
             await asyncio.to_thread(client.apply, engine.connector)
             async with running(engine.settings) as lifecycle:

@@ -23,14 +23,13 @@ from prometheus_client import REGISTRY
 
 from connectors import snapshots
 from connectors.connect import load_connector
-from connectors.databases import need_source, open_source, prepare_source
-from connectors.identity import check_identity, nameless
+from connectors.databases import need_source, prepare_source
 from connectors.lifecycle import forget_offset, resume, source_offset, stop
 from connectors.restarts import LONGEST_SECONDS
-from connectors.supervise import Supervisor, trouble_of
+from connectors.supervise import Supervisor
 from connectors.watch import Capture, Progress, Watch
 from headrace.config import Settings
-from headrace.errors import ContractError, TerminalError
+from headrace.errors import TerminalError
 from headrace.kafka import admin
 from schemas import baseline
 from sinks.iceberg.catalog import find_table, open_catalog
@@ -359,51 +358,3 @@ def test_a_snapshot_that_connect_repeats_by_itself_is_stated_too(
     assert [message.value() is None for message in found] == [False, True], "one row, one baseline"
     assert baseline.offset_of(found[1].key()) == end
     supervisor.watch.close()
-
-
-IDENTITIES = (
-    "CREATE TABLE by_key (id int PRIMARY KEY, code text NOT NULL UNIQUE)",
-    "CREATE TABLE by_index (LIKE by_key INCLUDING ALL)",
-    "ALTER TABLE by_index REPLICA IDENTITY USING INDEX by_index_code_key",
-    "CREATE TABLE by_own_index (LIKE by_key INCLUDING ALL)",
-    "ALTER TABLE by_own_index REPLICA IDENTITY USING INDEX by_own_index_pkey",
-    "CREATE TABLE by_more (LIKE by_key INCLUDING ALL)",
-    "CREATE UNIQUE INDEX more ON by_more (code, id)",
-    "ALTER TABLE by_more REPLICA IDENTITY USING INDEX more",
-    "CREATE TABLE by_included (LIKE by_key INCLUDING ALL)",
-    "CREATE UNIQUE INDEX included ON by_included (code) INCLUDE (id)",
-    "ALTER TABLE by_included REPLICA IDENTITY USING INDEX included",
-    "CREATE TABLE without_key (code text NOT NULL UNIQUE)",
-    "ALTER TABLE without_key REPLICA IDENTITY USING INDEX without_key_code_key",
-    'CREATE TABLE "By Index" (LIKE by_key INCLUDING ALL)',
-    'ALTER TABLE "By Index" REPLICA IDENTITY USING INDEX "By Index_code_key"',
-)
-
-
-def test_tables_whose_deletes_name_no_row_are_told_with_what_mends_them(
-    settings: Settings, connect_url: str, source: Source
-) -> None:
-    mine = settings.model_copy(update={"databases": {source.name: source.url}})
-    with psycopg.connect(source.url, autocommit=True) as db, closing(Watch(mine)) as watch:
-        for statement in IDENTITIES:
-            db.execute(statement)
-        config = load_connector(source.write(**{"table.include.list": "public[.].*"})).config
-        found = open_source(mine, config)
-        assert found is not None
-        wrong = nameless(found, config)
-        assert wrong.keys() == {"public.by_index", "public.by_included", "public.By Index"}
-        keyed = config | {"message.key.columns": "public[.]by_index:code;public[.]by_included:code"}
-        assert nameless(found, keyed).keys() == {"public.By Index"}
-        with pytest.raises(ContractError, match="deletes do not say") as refused:
-            check_identity(mine, config)
-        assert refused.value.hint in wrong.values()
-        check_identity(settings, config)
-
-        assert watch.connect.apply(load_connector(source.write(**{"table.include.list": "public.by_index"}))).running
-        capture = look(watch, source)
-        assert (capture.state, capture.fault) == ("RUNNING", "")
-        assert wrong["public.by_index"] in trouble_of(capture, False)
-        for statement in wrong.values():
-            db.execute(statement)
-        assert nameless(found, config) == {}
-        assert look(watch, source).flaw == ""

@@ -40,13 +40,15 @@ def test_no_password_reaches_files_topics_or_logs(
         if engine == "postgres":
             url, source = settings.postgres.url, request.getfixturevalue("source")
             connector = load_connector(source.write(**inside))
+            told = connector.name
         else:
             url = request.getfixturevalue("mariadb_url")
             own = made.enter_context(inventory(settings, url, connect_url, tmp_path))
             own.configure(**inside)
             connector = own.connector
+            told = f"sid:{connector.config['database.server.id']}"
         Connect(connect_url).apply(connector)
-        found, logs = topics_and_logs(settings, stack, connector.name)
+        found, logs = topics_and_logs(settings, stack, connector.name, told)
     password = unquote(urlsplit(url).password or "").encode()
     assert len(password) > 8
     assert found.count(reference.encode()) >= 1 + len(SECRETS)
@@ -54,8 +56,8 @@ def test_no_password_reaches_files_topics_or_logs(
     assert [place for place, text in places.items() if password in text] == []
 
 
-def topics_and_logs(settings: Settings, stack: SessionStack, name: str) -> tuple[bytes, bytes]:
-    """What Connect keeps in Kafka, once it has the connector, and what all servers log."""
+def topics_and_logs(settings: Settings, stack: SessionStack, name: str, told: str) -> tuple[bytes, bytes]:
+    """What Connect keeps in Kafka, once it has the connector, and what all servers log, once that is `told` there."""
     consumer = Consumer(
         {
             "bootstrap.servers": settings.kafka.bootstrap_servers,
@@ -70,6 +72,9 @@ def topics_and_logs(settings: Settings, stack: SessionStack, name: str) -> tuple
         found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 0.5) if not m.error())
     found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 1.0) if not m.error())
     consumer.close()
-    logs = b"".join(path.read_bytes() for path in (stack.home / "logs").glob("*.log*"))
-    assert logs
-    return found, logs
+    while True:
+        logs = b"".join(path.read_bytes() for path in (stack.home / "logs").glob("*.log*"))
+        if told.encode() in logs:
+            return found, logs
+        assert time.monotonic() < deadline, f"no log has {told}"
+        time.sleep(0.2)

@@ -14,12 +14,7 @@ from headrace.errors import IdentityError, OffsetGapError, TerminalError
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.operate import accept_gaps, adopt, existing_table, table_names, table_state
-from tests.unit.sinks.iceberg.support import TOPIC, catalog_in, change, lake, land, rows_of, slice_of, source
-
-
-@pytest.fixture
-def catalog(tmp_path: Path):
-    return catalog_in(tmp_path)
+from tests.unit.sinks.iceberg.support import TOPIC, change, lake, land, rows_of, slice_of, source
 
 
 @pytest.fixture

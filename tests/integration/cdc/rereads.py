@@ -1,0 +1,41 @@
+"""Tables that are read again while they change, as `headrace connect snapshot` does."""
+
+from __future__ import annotations
+
+import time
+
+from connectors import snapshots
+from connectors.connect import Connector
+from connectors.databases import prepare_source
+from connectors.watch import Watch
+from headrace.config import Settings
+
+
+class Reader:
+    """Has tables read again while they change, one after the other, as `headrace connect snapshot` does."""
+
+    def __init__(self, settings: Settings, connector: Connector) -> None:
+        self._settings, self._number = settings, ""
+        self._target = snapshots.Target(connector.name, connector.config)
+        self._watch = Watch(settings)
+        prepare_source(settings, connector)
+
+    def close(self) -> None:
+        self._watch.close()
+
+    def read(self, topic: str) -> None:
+        self.wait()
+        table = topic.removeprefix(f"{self._target.config['topic.prefix']}.")
+        self._number = snapshots.execute(self._watch, self._settings, self._target, table)
+
+    def wait(self, seconds: float = 60) -> None:
+        """Until the last one is over."""
+        deadline = time.monotonic() + seconds
+        while self._number and not self._over():
+            assert time.monotonic() < deadline, f"{self._number}: {self._watch.look({self._target.name})}"
+            time.sleep(0.2)
+
+    def _over(self) -> bool:
+        found = self._watch.notices.snapshots(self._target.notices).get(self._number)
+        assert found is None or not any(scan.failed for scan in found.tables.values()), found
+        return found is not None and found.over
