@@ -28,6 +28,7 @@ from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder, Decoded, Encoder, arrow_schema, rule_of
 from schemas.contracts import Contract, ContractSet
 from schemas.keys import record_keys
+from schemas.own import own_schemas
 from schemas.rules import Rule, compile_rules
 from schemas.shape import conform
 from streams.agent import COORDINATE, Agent, RememberingStep, StepContext, run_step
@@ -107,7 +108,9 @@ class AgentFlow(Processor):
         self._target_rules = compile_rules(self._target)
         # A contract of change events describes rows, which are inside of what is decoded.
         named = self._contract is not None and not self._contract.is_cdc
-        self._decoder = ChunkDecoder(services.schema_of, names=self._shape if named else None)
+        self._decoder = ChunkDecoder(
+            own_schemas(agent.source, services.schema_of), names=self._shape if named else None
+        )
         self._encoder = Encoder(self._target.avro, services.schema_ids[agent.output])
         self._quarantine = Encoder(services.contracts.by_topic[TOPIC].avro, services.schema_ids[TOPIC])
         self._memories = [step for step in agent.steps if isinstance(step, RememberingStep)]

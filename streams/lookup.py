@@ -30,6 +30,7 @@ from headrace.kafka.errors import from_client
 from headrace.keyindex import ABSENT, KeyIndex, hash_keys, last_of_each
 from schemas import envelope
 from schemas.codec import ChunkDecoder, rule_of
+from schemas.own import own_schemas
 from streams.processor import Retry
 
 Int64 = npt.NDArray[np.int64]
@@ -222,7 +223,7 @@ class LookupReader:
         self.table = LookupTable(lookup)
         self.ready = asyncio.Event()
         self._kafka = kafka
-        self._decoder = ChunkDecoder(schema_of)
+        self._decoder = ChunkDecoder(own_schemas(lookup.topic, schema_of))
         self._retry = retry
         self._state = "not started"
 

@@ -18,18 +18,13 @@ from headrace.kafka.columns import concat_binary
 from schemas import baseline, envelope
 from schemas.avro import PRIMITIVES
 from schemas.codec import ChunkDecoder, Decoded
-from schemas.names import is_schema_of
+from schemas.own import SchemaOf, full_name, own_schemas
 from sinks.iceberg.slices import Slice
 
 Int64 = npt.NDArray[np.int64]
 
 
-def _full_name(schema: Mapping[str, Any]) -> str:
-    name, space = str(schema.get("name", "")), schema.get("namespace")
-    return f"{space}.{name}" if space and "." not in name else name
-
-
-BASELINE = _full_name(baseline.KEY)
+BASELINE = full_name(baseline.KEY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +47,10 @@ class TopicReader:
     it would give the tables its columns.
     """
 
-    def __init__(self, schema_of: Callable[[int], dict[str, Any]], *, changes_of: str = "") -> None:
+    def __init__(self, schema_of: SchemaOf, *, changes_of: str = "") -> None:
         self._schema_of = schema_of
         self._changes_of = changes_of
+        self._value_schema = own_schemas(changes_of, schema_of, captured=True) if changes_of else schema_of
         self._decoders: dict[bytes | None, ChunkDecoder] = {}
 
     def read(self, chunk: Chunk, start: int) -> list[Slice]:
@@ -145,14 +141,7 @@ class TopicReader:
     def _is_baseline(self, header: bytes | None) -> bool:
         """By the schema's name too: a table's key may have a field of the same name."""
         schema = _known(self._schema_of, header)
-        return schema is not None and _full_name(schema) == BASELINE and self._fields(header) == baseline.FIELDS
-
-    def _value_schema(self, schema_id: int) -> dict[str, Any]:
-        """As the registry says. Raises `ContractError` for one of another topic."""
-        schema = self._schema_of(schema_id)
-        if self._changes_of and not is_schema_of(self._changes_of, name := _full_name(schema)):
-            raise ContractError(f"{name or 'it has no name'} is not of this topic", where=self._changes_of)
-        return schema
+        return schema is not None and full_name(schema) == BASELINE and self._fields(header) == baseline.FIELDS
 
     def _fields(self, header: bytes | None) -> tuple[str, ...] | None:
         """Names of the fields of a key that begins like this, none for no key; None for one that is not a record."""
@@ -163,7 +152,7 @@ class TopicReader:
         return tuple(field["name"] for field in fields) if schema.get("type") == "record" and fields else None
 
 
-def _known(schema_of: Callable[[int], dict[str, Any]], header: bytes | None) -> dict[str, Any] | None:
+def _known(schema_of: SchemaOf, header: bytes | None) -> dict[str, Any] | None:
     """The schema that the first bytes of a key or value name; None when they name none that is known."""
     if header is None or len(header) < 5 or header[0] != 0:
         return None
@@ -177,8 +166,8 @@ def _beside(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> b
     """Whether a key's schema is named as Debezium names that of a table: `Key`, in the namespace of its events."""
     if key is None or value is None:
         return False
-    space, dot, _ = _full_name(value).rpartition(".")
-    return _full_name(key) == f"{space}{dot}Key"
+    space, dot, _ = full_name(value).rpartition(".")
+    return full_name(key) == f"{space}{dot}Key"
 
 
 def _unlike(key: Mapping[str, Any] | None, value: Mapping[str, Any] | None) -> tuple[str, ...]:

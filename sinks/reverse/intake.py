@@ -14,6 +14,7 @@ from headrace.kafka import Chunk, ColumnarConsumer, admin
 from headrace.kafka.client import consumer_options
 from headrace.metrics import LAG, ROWS_DROPPED, ROWS_IN
 from schemas.codec import ChunkDecoder
+from schemas.own import own_schemas
 from schemas.registry import Registry
 from sinks.reverse.declaration import Sync
 from sinks.reverse.fold import Event
@@ -31,7 +32,9 @@ class Intake:
         self._kafka = kafka
         self._flow = f"sync:{sync.name}"
         self._where = f"sync {sync.name}"
-        self._readers = {topic: Reader(sync, topic, ChunkDecoder(registry.schema)) for topic in sync.topics}
+        self._readers = {
+            topic: Reader(sync, topic, ChunkDecoder(own_schemas(topic, registry.schema))) for topic in sync.topics
+        }
         self._consumer: ColumnarConsumer | None = None
         self.marks: dict[Partition, Watermark] = {}
 

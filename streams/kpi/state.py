@@ -30,6 +30,7 @@ from schemas import envelope
 from schemas.codec import ChunkDecoder
 from schemas.envelope import NOWHERE, Position, is_envelope
 from schemas.kpis import Kpi
+from schemas.own import own_schemas
 from schemas.registry import Registry
 from streams.kpi.changelog import Folded, encode, encode_values, value_key
 from streams.kpi.contributions import Change, Key, Meter, Share, is_closed
@@ -104,7 +105,7 @@ class KpiProcessor(Processor):
         self._registry = registry
         self._changelog = Changelog(settings, source)
         self._meters = {name: Meter(kpi) for name, kpi in self.kpis.items()}
-        self._decoder = ChunkDecoder(registry.schema)
+        self._decoder = ChunkDecoder(own_schemas(source, registry.schema))
         self._partitions: dict[int, _Partition] = {}
         self._identity = ""
 

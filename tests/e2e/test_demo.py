@@ -6,10 +6,12 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 
 import httpx
 import psutil
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from tests.e2e.conftest import Headrace, eventually
 
@@ -70,7 +72,23 @@ def test_every_process_says_that_it_is_ready(demo: Headrace) -> None:
         assert "headrace_build_info" in httpx.get(f"{base}/metrics", timeout=5).text
 
 
-def test_everything_agrees(demo: Headrace) -> None:
+def test_rubbish_in_a_captured_topic_is_refused_and_everything_agrees(demo: Headrace) -> None:
+    """Also a whole record of another table, which tables, KPIs, agents and syncs would each count as one of theirs."""
+    kafka = demo.get("kafka.bootstrap_servers")
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "rubbish"})
+    consumer.assign([TopicPartition("shop.public.customers", 0, 0)])
+    (customer,) = consumer.consume(1, 60)
+    consumer.close()
+    producer = Producer({"bootstrap.servers": kafka})
+    for value in (customer.value(), customer.value()[:-9], b"\0\0\x0f\xff\xff0", b"rubbish"):
+        producer.produce("shop.public.orders", value, customer.key(), partition=0)
+    assert producer.flush(30) == 0
+
+    def refused() -> Counter[str]:
+        rows = demo.json("quarantine", "list", "--topic", "shop.public.orders")
+        return Counter(row["stage"] for row in rows)
+
+    eventually(60, "all is quarantined", lambda: refused() == {"bronze": 4, "agent:orders": 4})
     verified(demo)
 
 

@@ -78,9 +78,10 @@ class Sources:
         ensure_topics(self.settings.kafka, {self.customers: TopicSpec(2), self.values: TopicSpec(2)})
         registry = Registry(self.settings.registry.url)
         kpi = json.loads((BUILTIN / "kpi_value.avsc").read_text())
+        events = ENVELOPE | {"namespace": self.customers}
         self._ids = {
             topic: (registry.register(subject(topic, "value"), schema), fastavro.parse_schema(schema))
-            for topic, schema in ((self.customers, ENVELOPE), (self.values, kpi))
+            for topic, schema in ((self.customers, events), (self.values, kpi))
         }
         self._producer = Producer(
             {
