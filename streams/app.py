@@ -24,8 +24,9 @@ from headrace.kafka.admin import TopicSpec, add_partitions, ensure_topics, parti
 from headrace.kafka.client import client_options
 from headrace.logs import get_logger
 from headrace.process import Lifecycle
+from schemas.captured import Captured
 from schemas.codec import warm
-from schemas.contracts import Contract, ContractSet, load_contracts
+from schemas.contracts import Contract, ContractSet
 from schemas.register import register_contracts
 from schemas.registry import Registry
 from streams.agent import Agent
@@ -167,7 +168,8 @@ class Worker:
             await self._close()
 
     async def _work(self) -> None:
-        contracts = load_contracts(self._settings.content)
+        captured = Captured.load(self._settings.content)
+        contracts = captured.contracts
         agents = load_agents(self._settings.content)
         lookups = declared_lookups(agents)
         await asyncio.to_thread(warm)
@@ -191,10 +193,11 @@ class Worker:
             partitions=await self._start(lambda: partitions(self._settings.kafka)),
             output=self._output,
             lookups=self._readers,
+            captured=captured,
         )
         self._processors = [
             *(AgentFlow(agent, services) for agent in agents),
-            *kpi_processors(self._settings, kpis, self._registry),
+            *kpi_processors(self._settings, kpis, self._registry, captured),
         ]
         for processor in self._processors:
             await self._retry(f"start {processor.flow}", processor.start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,8 @@ MARK = np.dtype([("offset", np.int64), ("timestamp", np.int64)])
 
 @dataclass(frozen=True)
 class Services:
-    """What the processors of a worker share. `schema_ids` and `partitions` are by topic."""
+    """What the processors of a worker share. `schema_ids` and `partitions` are by topic, `captured` are topics of
+    captured tables."""
 
     kafka: KafkaSettings
     contracts: ContractSet
@@ -62,6 +63,7 @@ class Services:
     partitions: Mapping[str, int]
     output: Output
     lookups: Mapping[str, LookupReader] = field(default_factory=dict)
+    captured: Container[str] = ()
 
 
 @dataclass
@@ -108,9 +110,8 @@ class AgentFlow(Processor):
         self._target_rules = compile_rules(self._target)
         # A contract of change events describes rows, which are inside of what is decoded.
         named = self._contract is not None and not self._contract.is_cdc
-        self._decoder = ChunkDecoder(
-            own_schemas(agent.source, services.schema_of), names=self._shape if named else None
-        )
+        own = own_schemas(agent.source, services.schema_of, captured=agent.source in services.captured)
+        self._decoder = ChunkDecoder(own, names=self._shape if named else None)
         self._encoder = Encoder(self._target.avro, services.schema_ids[agent.output])
         self._quarantine = Encoder(services.contracts.by_topic[TOPIC].avro, services.schema_ids[TOPIC])
         self._memories = [step for step in agent.steps if isinstance(step, RememberingStep)]

@@ -223,7 +223,7 @@ class LookupReader:
         self.table = LookupTable(lookup)
         self.ready = asyncio.Event()
         self._kafka = kafka
-        self._decoder = ChunkDecoder(own_schemas(lookup.topic, schema_of))
+        self._decoder = ChunkDecoder(own_schemas(lookup.topic, schema_of, captured=True))
         self._retry = retry
         self._state = "not started"
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from headrace.errors import ConfigError
+from schemas.captured import Captured
 from schemas.contracts import Contract, ContractSet
-from schemas.names import SIGNAL_TABLE, table_name
+from schemas.names import table_name
 
 Kind = Literal["bronze", "derived", "upsert", "current", "history"]
-
-CONNECTORS = Path("connectors") / "debezium"
 
 
 @dataclass(frozen=True)
@@ -33,20 +30,6 @@ class Landing:
     of: str = ""
 
 
-def change_prefixes(folders: Iterable[Path]) -> set[str]:
-    """`topic.prefix` of every connector file. Raises `ConfigError` for a file that is none."""
-    found = set()
-    for path in (p for folder in folders for p in sorted((folder / CONNECTORS).glob("*.json"))):
-        try:
-            data = json.loads(path.read_text())
-            prefix = data.get("config", data).get("topic.prefix")
-        except (OSError, ValueError, AttributeError) as e:
-            raise ConfigError(f"cannot be read as a connector: {e}", where=str(path)) from e
-        if prefix:
-            found.add(str(prefix))
-    return found
-
-
 def plan(
     topics: Iterable[str], contracts: ContractSet, prefixes: Collection[str], exclude: Sequence[str] = ()
 ) -> dict[str, tuple[Landing, ...]]:
@@ -59,11 +42,12 @@ def plan(
         excluded = [re.compile(pattern) for pattern in exclude]
     except re.error as e:
         raise ConfigError(f"is not a regular expression: {e}", where="sink.exclude") from e
+    captured = Captured(contracts, prefixes)
     found: dict[str, tuple[Landing, ...]] = {}
     for topic in sorted(topics):
         if any(pattern.fullmatch(topic) for pattern in excluded):
             continue
-        landings = _landings(topic, contracts.by_topic.get(topic), prefixes)
+        landings = _landings(topic, contracts.by_topic.get(topic), captured=topic in captured)
         if len({landing.table for landing in landings}) < len(landings):
             raise ConfigError("is the table of its own history too", where=landings[-1].table, hint="storage.history")
         if landings:
@@ -89,17 +73,10 @@ def clash(table: str, holder: str, topic: str) -> ConfigError:
     )
 
 
-def is_change_topic(topic: str, prefixes: Collection[str]) -> bool:
-    """Whether a topic is `<prefix>.<schema>.<table>`: no heartbeats, transactions, schema changes, signals."""
-    if topic.endswith(f".{SIGNAL_TABLE}"):
-        return False
-    return any(topic.startswith(f"{p}.") and topic.count(".") >= p.count(".") + 2 for p in prefixes)
-
-
-def _landings(topic: str, contract: Contract | None, prefixes: Collection[str]) -> tuple[Landing, ...]:
+def _landings(topic: str, contract: Contract | None, *, captured: bool) -> tuple[Landing, ...]:
     storage = contract.storage if contract else None
     bronze = table_name("bronze", topic)
-    if is_change_topic(topic, prefixes) or (contract is not None and contract.is_cdc):
+    if captured:
         current = (storage and storage.table) or table_name("silver", topic)
         tables = Landing(bronze, "bronze", contract), Landing(current, "current", contract, partitioned=True)
         if storage is None or not storage.history:

@@ -28,6 +28,7 @@ from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
 from headrace.process import Lifecycle
 from schemas import codec
+from schemas.captured import change_prefixes
 from schemas.contracts import load_contracts
 from schemas.registry import Registry
 from sinks.iceberg.budget import IndexBudget
@@ -36,7 +37,7 @@ from sinks.iceberg.flow import TopicFlow, Workers
 from sinks.iceberg.landings import holder, table_flow
 from sinks.iceberg.memory import give_back
 from sinks.iceberg.owned import Source
-from sinks.iceberg.plan import Landing, change_prefixes, clash, plan, shared
+from sinks.iceberg.plan import Landing, clash, plan, shared
 from sinks.iceberg.quarantine import Quarantine
 from sinks.iceberg.reader import TopicReader
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Container
 from contextlib import suppress
 
 from aiokafka import TopicPartition
@@ -27,13 +28,14 @@ POLL_MS = 200
 class Intake:
     """`marks` are how far each partition was turned into events, and what is needed to know repeats from there on."""
 
-    def __init__(self, sync: Sync, kafka: KafkaSettings, registry: Registry) -> None:
+    def __init__(self, sync: Sync, kafka: KafkaSettings, registry: Registry, captured: Container[str]) -> None:
         self._sync = sync
         self._kafka = kafka
         self._flow = f"sync:{sync.name}"
         self._where = f"sync {sync.name}"
         self._readers = {
-            topic: Reader(sync, topic, ChunkDecoder(own_schemas(topic, registry.schema))) for topic in sync.topics
+            topic: Reader(sync, topic, ChunkDecoder(own_schemas(topic, registry.schema, captured=topic in captured)))
+            for topic in sync.topics
         }
         self._consumer: ColumnarConsumer | None = None
         self.marks: dict[Partition, Watermark] = {}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -63,6 +63,7 @@ class Runner:
         sync: Sync,
         settings: Settings,
         registry: Registry,
+        captured: Container[str],
         target: Target,
         sleep: Callable[[float], Awaitable[bool]],
         note: Callable[[str | None], None],
@@ -74,7 +75,7 @@ class Runner:
         self._sleep = sleep
         self._note = note
         self._requests = requests
-        self._intake = Intake(sync, settings.kafka, registry)
+        self._intake = Intake(sync, settings.kafka, registry, captured)
         self._log = StateLog(settings.kafka, sync.name)
         self._quarantine = RefusalLog(sync.name, sync.target, settings.kafka, registry)
         self._delivery = Delivery(sync, target, sleep, note, TokenBucket(sync.rate))

@@ -21,6 +21,7 @@ from headrace.kafka.client import client_options
 from headrace.kafka.errors import from_client
 from headrace.logs import get_logger
 from headrace.process import Lifecycle
+from schemas.captured import Captured
 from schemas.registry import Registry
 from sinks.reverse.declaration import Sync, load_syncs
 from sinks.reverse.pace import Backoff
@@ -113,10 +114,13 @@ def request(key: str | None) -> bytes:
 class Supervisor:
     """Keeps one sync running."""
 
-    def __init__(self, sync: Sync, settings: Settings, registry: Registry, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, sync: Sync, settings: Settings, registry: Registry, captured: Captured, lifecycle: Lifecycle
+    ) -> None:
         self.sync = sync
         self._settings = settings
         self._registry = registry
+        self._captured = captured
         self._lifecycle = lifecycle
         self._log = get_logger("sync").bind(sync=sync.name)
         self._problem: str | None = None
@@ -184,7 +188,7 @@ class Supervisor:
                 backoff.reset()
 
         target = make_target(self.sync, self._settings)
-        runner = Runner(self.sync, self._settings, self._registry, target, sleep, note, lock.requests)
+        runner = Runner(self.sync, self._settings, self._registry, self._captured, target, sleep, note, lock.requests)
         await runner.run()
 
     async def _halt(self, halt: asyncio.Event, lock: Lock) -> None:
@@ -202,11 +206,12 @@ class Supervisor:
 
 
 async def run(settings: Settings, lifecycle: Lifecycle) -> None:
-    """The process `sync`. Raises `ContractError` for a malformed declaration."""
+    """The process `sync`. Raises `ContractError` for a malformed declaration or contract."""
     syncs = load_syncs(settings.content)
     if not syncs:
         get_logger("sync").warning("no syncs are declared: nothing to do")
     registry = Registry(settings.registry.url, settings.state / "schemas")
-    supervisors = [Supervisor(sync, settings, registry, lifecycle) for sync in syncs.values()]
+    captured = Captured.load(settings.content)
+    supervisors = [Supervisor(sync, settings, registry, captured, lifecycle) for sync in syncs.values()]
     lifecycle.ready()
     await asyncio.gather(*(supervisor.run() for supervisor in supervisors), lifecycle.stopping.wait())

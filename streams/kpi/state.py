@@ -14,7 +14,7 @@ the furthest state in it, and repeats what an older value has been written over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -97,7 +97,9 @@ class _Partition:
 class KpiProcessor(Processor):
     """Computes the KPIs of one source topic."""
 
-    def __init__(self, settings: Settings, source: str, kpis: Iterable[Kpi], registry: Registry) -> None:
+    def __init__(
+        self, settings: Settings, source: str, kpis: Iterable[Kpi], registry: Registry, *, captured: bool = False
+    ) -> None:
         self.name = f"kpi:{source}"
         self.source = source
         self.kpis = {kpi.name: kpi for kpi in kpis}
@@ -105,7 +107,7 @@ class KpiProcessor(Processor):
         self._registry = registry
         self._changelog = Changelog(settings, source)
         self._meters = {name: Meter(kpi) for name, kpi in self.kpis.items()}
-        self._decoder = ChunkDecoder(own_schemas(source, registry.schema))
+        self._decoder = ChunkDecoder(own_schemas(source, registry.schema, captured=captured))
         self._partitions: dict[int, _Partition] = {}
         self._identity = ""
 
@@ -306,9 +308,14 @@ def open_values(kpi: Kpi, folded: Folded, watermark: int | None) -> dict[Key, Pa
     return {key: value for key, (_, value) in folded.values.items() if not is_closed(kpi, key, watermark)}
 
 
-def kpi_processors(settings: Settings, kpis: Iterable[Kpi], registry: Registry) -> list[KpiProcessor]:
+def kpi_processors(
+    settings: Settings, kpis: Iterable[Kpi], registry: Registry, captured: Container[str] = ()
+) -> list[KpiProcessor]:
     """One processor for each topic that KPIs read."""
     by_source: dict[str, list[Kpi]] = {}
     for kpi in kpis:
         by_source.setdefault(kpi.source, []).append(kpi)
-    return [KpiProcessor(settings, source, found, registry) for source, found in by_source.items()]
+    return [
+        KpiProcessor(settings, source, found, registry, captured=source in captured)
+        for source, found in by_source.items()
+    ]

@@ -11,7 +11,7 @@ from collections import Counter
 import httpx
 import psutil
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from tests.e2e.conftest import Headrace, eventually
 
@@ -72,24 +72,41 @@ def test_every_process_says_that_it_is_ready(demo: Headrace) -> None:
         assert "headrace_build_info" in httpx.get(f"{base}/metrics", timeout=5).text
 
 
-def test_rubbish_in_a_captured_topic_is_refused_and_everything_agrees(demo: Headrace) -> None:
-    """Also a whole record of another table, which tables, KPIs, agents and syncs would each count as one of theirs."""
+def test_rubbish_in_captured_topics_is_refused_and_everything_agrees(demo: Headrace) -> None:
+    """Also whole records of another table and of an agent's output, which tables, KPIs, lookups, agents and syncs would
+    each count as theirs, or fail on."""
     kafka = demo.get("kafka.bootstrap_servers")
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "rubbish"})
-    consumer.assign([TopicPartition("shop.public.customers", 0, 0)])
-    (customer,) = consumer.consume(1, 60)
-    consumer.close()
+    stages = {"orders": ["bronze", "agent:orders"], "customers": ["bronze"]}
+    whole = {topic: a_record(kafka, topic) for topic in (*(f"shop.public.{t}" for t in stages), "clean.readings")}
+    restarts = {name: row["restarts"] for name, row in demo.status().items()}
     producer = Producer({"bootstrap.servers": kafka})
-    for value in (customer.value(), customer.value()[:-9], b"\0\0\x0f\xff\xff0", b"rubbish"):
-        producer.produce("shop.public.orders", value, customer.key(), partition=0)
+    for topic in (f"shop.public.{table}" for table in stages):
+        others = [value for name, (_, value) in whole.items() if name != topic]
+        key, value = whole[topic]
+        for rubbish in (*others, value[:-9], b"\0\0\x0f\xff\xff0", b"rubbish"):
+            producer.produce(topic, rubbish, key, partition=0)
     assert producer.flush(30) == 0
 
-    def refused() -> Counter[str]:
-        rows = demo.json("quarantine", "list", "--topic", "shop.public.orders")
-        return Counter(row["stage"] for row in rows)
+    def refused(table: str) -> Counter[str]:
+        return Counter(row["stage"] for row in demo.json("quarantine", "list", "--topic", f"shop.public.{table}"))
 
-    eventually(60, "all is quarantined", lambda: refused() == {"bronze": 4, "agent:orders": 4})
+    for table, read_by in stages.items():
+        wanted = dict.fromkeys(read_by, 5)
+        eventually(60, "all is quarantined", lambda t=table, w=wanted: refused(t) == w)
     verified(demo)
+    assert {name: row["restarts"] for name, row in demo.status().items()} == restarts
+
+
+def a_record(kafka: str, topic: str) -> tuple[bytes | None, bytes]:
+    """The key and the value of one."""
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": "rubbish", "auto.offset.reset": "earliest"})
+    consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+    (record,) = consumer.consume(1, 60)
+    consumer.close()
+    value = record.value()
+    assert record.error() is None
+    assert value is not None
+    return record.key(), value
 
 
 def test_kills_lose_nothing_and_double_nothing(demo: Headrace) -> None:

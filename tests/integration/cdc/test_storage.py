@@ -22,6 +22,7 @@ from governance.verify.lake import Lake
 from headrace.config import Settings
 from headrace.lake import answer
 from schemas.envelope import UNAVAILABLE
+from sinks.iceberg.compact import FILES_TO_MERGE
 from tests.integration.cdc.capture import Capture, captured
 from tests.integration.cdc.readers import read_by_all
 from tests.integration.sinks.iceberg.shop import running
@@ -122,8 +123,16 @@ WAVES: list[list[list[str]]] = [
         ],
     ],
 ]
-# Each is landed before the next comes.
+# Each of these is landed before the next comes. Rows of one partition, in a file each: enough to be merged.
+ALIKE = [
+    [
+        "INSERT INTO {t} (id, lane, zone, posted_at, n, on_day) "
+        f"VALUES ({id_}, 1, 'alike', '2026-01-01 12:00Z', 1, '2024-02-02')"
+    ]
+    for id_ in range(8000, 8000 + FILES_TO_MERGE)
+]
 LAST = [
+    ALIKE[-1],
     ["UPDATE {t} SET zone = 'last', n = n + 1 WHERE id % 100 = 8"],
     ["DELETE FROM {t} WHERE id % 100 = 7", "UPDATE {t} SET zone = 'very last' WHERE id % 100 = 9"],
 ]
@@ -185,7 +194,10 @@ async def test_every_form_of_storage(settings: Settings, connect_url: str, tmp_p
                     check_partitions(capture)
                 moments += [step(capture, statements) for statements in wave]
             await capture.equal(*STORAGE)
-        # A process compacts after its first commit; the deletes of the second are left to the readers.
+            for statements in ALIKE[:-1]:
+                moments.append(step(capture, statements))
+                await capture.equal(*STORAGE)
+        # A process compacts after its first commit; the deletes of further ones are left to the readers.
         seldom = capture.settings.sink.model_copy(update={"compact_every": 1000})
         async with running(capture.settings.model_copy(update={"sink": seldom})) as lifecycle:
             for statements in LAST:

@@ -261,5 +261,5 @@ async def live(world: World, rounds: int = 100_000) -> None:
         mock.patch.object(asyncio, "to_thread", inline),
     ):
         registry: Any = SimpleNamespace(schema=None)
-        sync = Runner(world.sync, Settings(), registry, FakeTarget(world), sleep, lambda _: None, requests)
+        sync = Runner(world.sync, Settings(), registry, (), FakeTarget(world), sleep, lambda _: None, requests)
         await sync.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -96,8 +97,11 @@ class World:
         if topic in self.logs:
             yield self.logs[topic].slice(start, stop - start)
 
-    def chunk(self, batch: pa.RecordBatch, *, first: int = 100, topic: str = "shop.public.orders") -> Chunk:
-        schema = avro_schema(batch.schema, "Envelope")
+    def chunk(
+        self, batch: pa.RecordBatch, *, first: int = 100, topic: str = "shop.public.orders", of: str = ""
+    ) -> Chunk:
+        """`of` is the topic that the schema belongs to, where that is another one."""
+        schema = avro_schema(batch.schema, "Envelope") | {"namespace": of or topic}
         schema_id = 1000 + len(self.schemas)
         self.schemas[schema_id] = schema
         values = Encoder(schema, schema_id).encode(batch)
@@ -230,6 +234,18 @@ async def test_records_of_another_table_and_undecodable_ones(world: World, flow:
         ("tombstone", "dropped", None, False),
     ]
     assert world.sent.rows("clean.orders") == []
+
+
+async def test_records_that_are_no_changes_are_refused_where_a_table_is_captured(world: World) -> None:
+    (agent,) = [a for a in load_agents([ROOT]) if a.name == "orders"]
+    flow = AgentFlow(agent, replace(world.services, captured={"shop.public.orders"}))
+    await flow.assigned(1, None)
+    good = world.chunk(changes([("c", None, order("new"), 1)], ORDER, "public.orders"))
+    foreign = world.chunk(pa.RecordBatch.from_pylist([{"id": 7, "status": "new"}]), of="clean.orders")
+    values = pa.array([good.values[0].as_py(), foreign.values[0].as_py()], pa.binary())
+    await flow.process(make_chunk(values.to_pylist(), topic="shop.public.orders", partition=1))
+    assert [r["status"] for r in world.sent.rows("clean.orders")] == ["new"]
+    assert [r["rule"] for r in world.sent.rows("ops.quarantine")] == ["unsupported schema"]
 
 
 async def test_a_chunk_of_nothing_but_junk(world: World, flow: AgentFlow) -> None:

@@ -29,7 +29,7 @@ from sinks.iceberg.catalog import open_catalog
 from sinks.iceberg.commit import Change, TableCommitter
 from sinks.iceberg.evolve import Refused, merge
 from sinks.iceberg.metadata_cache import WRITTEN_FOR, CachedSqlCatalog, CachedTransaction, transaction
-from sinks.iceberg.plan import change_prefixes, plan, shared
+from sinks.iceberg.plan import plan, shared
 from sinks.iceberg.quarantine import quarantine_rows
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Reject
@@ -77,16 +77,6 @@ def test_which_topics_land_where(tmp_path: Path):
     assert shared(both) == {table: ["shop.a.b.c", "shop.a.b_c"] for table in tables}
     with pytest.raises(ConfigError, match="regular expression"):
         plan([], known, [], ["("])
-
-
-def test_prefixes_come_from_connector_files(tmp_path: Path):
-    folder = tmp_path / "connectors" / "debezium"
-    folder.mkdir(parents=True)
-    (folder / "a.json").write_text('{"name": "a", "config": {"topic.prefix": "shop"}}')
-    assert change_prefixes([tmp_path]) == {"shop"}
-    (folder / "b.json").write_text("[]")
-    with pytest.raises(ConfigError, match="connector"):
-        change_prefixes([tmp_path])
 
 
 @pytest.mark.parametrize(
