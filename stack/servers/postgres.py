@@ -50,6 +50,8 @@ def prepare(place: Place) -> None:
             "UTF8",
             "--locale=C",
             "--no-sync",
+            # Not among the options of `command`: those cannot be changed while it runs.
+            "--set=max_slot_wal_keep_size=8GB",
         ]
         command += ["--auth=scram-sha-256", f"--pwfile={password.name}"]
         done = subprocess.run(
@@ -76,7 +78,6 @@ def command(place: Place) -> list[str]:
         "max_wal_senders": 32,
         "max_connections": 200,
         "max_wal_size": "1GB",
-        "max_slot_wal_keep_size": "8GB",
         "shared_buffers": "128MB",
         "log_min_messages": "warning",
         "timezone": "UTC",

@@ -111,7 +111,7 @@ async def test_a_lost_slot_is_told_and_mended_with_its_deletes(
                     db.execute("DELETE FROM things WHERE id = ANY(%s)", (list(gone),))
                     db.execute("INSERT INTO things VALUES (100, 1)")
                     db.execute("UPDATE things SET price = -1 WHERE id = 55")
-                    await _drop(watch, source, admin)
+                    await _lose(watch, source, admin)
                 assert look(watch, source).remedy == f"headrace connect resnapshot {source.name}"
                 assert set(gone) <= lake.rows().keys(), "the loss is not there yet"
 
@@ -139,7 +139,8 @@ async def test_a_lost_slot_is_told_and_mended_with_its_deletes(
                 assert look(watch, source).fault == ""
 
 
-async def _drop(watch: Watch, source: Source, admin: psycopg.Connection) -> None:
+async def _lose(watch: Watch, source: Source, admin: psycopg.Connection) -> None:
+    """In all ways that a slot is lost."""
     admin.execute("SELECT pg_drop_replication_slot(%s)", (source.name,))
     resume(watch.connect, source.name)
     await until(lambda: look(watch, source).state == "FAILED")
@@ -147,6 +148,16 @@ async def _drop(watch: Watch, source: Source, admin: psycopg.Connection) -> None
     with psycopg.connect(source.url) as db:
         db.execute("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", (source.name,))
     assert "made anew" in look(watch, source).fault
+    admin.execute("ALTER SYSTEM SET max_slot_wal_keep_size = '16MB'")
+    try:
+        admin.execute("SELECT pg_reload_conf()")
+        for _ in range(4):
+            admin.execute("SELECT pg_logical_emit_message(false, '', ''), pg_switch_wal()")
+        admin.execute("CHECKPOINT")
+        assert "is lost: the database has removed log" in look(watch, source).fault
+    finally:
+        admin.execute("ALTER SYSTEM RESET max_slot_wal_keep_size")
+        admin.execute("SELECT pg_reload_conf()")
 
 
 async def test_a_snapshot_while_its_rows_change_and_connect_is_killed(
