@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -44,6 +45,20 @@ def source_offset(connect: Connect, name: str) -> dict[str, Any]:
 def forget_offset(connect: Connect, name: str) -> None:
     """Delete what Connect keeps of a stopped connector: it begins with a snapshot when it is resumed."""
     _until(lambda: _ask(connect, "DELETE", name, "/offsets"))
+
+
+def begin_anew(connect: Connect, name: str, mark: Path) -> None:
+    """Let a connector begin with a snapshot, as one that has read nothing yet.
+
+    The file `mark` is there from before it is stopped until it is to run again: where it is left, this was cut short,
+    and is to be called again. Raises what `stop`, `forget_offset` and `resume` do.
+    """
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    stop(connect, name)
+    forget_offset(connect, name)
+    resume(connect, name)
+    mark.unlink()
 
 
 def _ask(connect: Connect, method: str, name: str, path: str) -> Any:

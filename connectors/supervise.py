@@ -11,7 +11,9 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from prometheus_client import Counter, Gauge
 from starlette.applications import Starlette
@@ -20,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from connectors.connect import WORST_FIRST, connector_files, load_connector
-from connectors.lifecycle import forget_offset, resume, source_offset, stop
+from connectors.lifecycle import begin_anew, source_offset
 from connectors.mysql import is_binlog
 from connectors.notices import TOPIC
 from connectors.resnapshot import state_baselines
@@ -91,6 +93,7 @@ class Supervisor:
     def _look(self) -> None:
         self.captures = self.watch.look(self.names)
         for capture in self.captures:
+            self._go_on(capture.name)
             history = self.histories.get(capture.name, History())
             action, after = decide(capture.state, bool(capture.fault), history, self.clock(), self.chance())
             if action == "restart":
@@ -106,13 +109,25 @@ class Supervisor:
     def _restart(self, name: str) -> None:
         """Debezium for MariaDB tells that a snapshot begins together with a place in no file of the log, and refuses to
         start where Connect has kept that one: it has read nothing yet, so it begins without a place."""
-        connect = self.watch.connect
-        if is_binlog(self.watch.configs[name]) and "file" not in source_offset(connect, name):
-            stop(connect, name)
-            forget_offset(connect, name)
-            resume(connect, name)
+        if self._placeless(name):
+            begin_anew(self.watch.connect, name, self._mark(name))
         else:
-            connect.restart(name)
+            self.watch.connect.restart(name)
+
+    def _placeless(self, name: str) -> bool:
+        return is_binlog(self.watch.configs[name]) and "file" not in source_offset(self.watch.connect, name)
+
+    def _mark(self, name: str) -> Path:
+        return self.settings.state / "connectors" / f"{quote(name, safe='')}.anew"
+
+    def _go_on(self, name: str) -> None:
+        """A connector that a process before this one has stopped, to begin anew, would stay so."""
+        mark = self._mark(name)
+        if mark.exists():
+            if self._placeless(name):
+                begin_anew(self.watch.connect, name, mark)
+            else:
+                mark.unlink()
 
     def _complete(self, name: str) -> None:
         """After an initial snapshot that Connect repeated, say where it began: a crash may have come between it and

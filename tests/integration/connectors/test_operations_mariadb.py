@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import Producer
 
-from connectors import snapshots
+from connectors import lifecycle, snapshots
 from connectors.databases import need_source, prepare_source
 from connectors.lifecycle import forget_offset, resume, source_offset, stop
 from connectors.resnapshot import resnapshot
@@ -118,7 +119,9 @@ async def test_a_purged_log_is_told_and_mended_and_a_table_is_read_again(own: In
             assert (await asyncio.to_thread(own.check, "things")).offences == []
 
 
-async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: Inventory) -> None:
+async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(
+    own: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine = own.settings
     with closing(Watch(mine)) as watch:
         prepare_source(mine, own.connector)
@@ -127,13 +130,19 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
         with pytest.raises(TerminalError, match="'file' parameter is missing"):
             await asyncio.to_thread(watch.connect.apply, own.connector)
         supervisor = Supervisor(mine, clock=iter(range(0, 10_000_000, 1000)).__next__)
+        with monkeypatch.context() as killed:
+            killed.setattr(lifecycle, "resume", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                await until(lambda: supervisor.step() and "is over")
+        assert look(watch, own).state == "STOPPED"
+        supervisor = Supervisor(mine)
 
         def runs() -> bool:
             supervisor.step()
             return supervisor.captures[0].state == "RUNNING"
 
         await until(runs)
-        async with running(mine) as lifecycle:
+        async with running(mine) as sink:
             _administer(own, "FLUSH BINARY LOGS")
             own.execute("UPDATE things SET n = 2 WHERE id <= 3")
             await until(lambda: of_lake(own) == of_database(own))
@@ -166,7 +175,7 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
             await until(lambda: of_lake(own) == of_database(own))
             assert look(watch, own).fault == ""
             assert (await asyncio.to_thread(own.check, "things")).offences == []
-            assert lifecycle.problems() == {}
+            assert sink.problems() == {}
 
             # Offsets that somebody else deletes let it begin anew below what was read: that is no repeat either.
             _administer(own, "RESET MASTER")
@@ -178,7 +187,7 @@ async def test_a_log_begun_anew_is_told_and_mended_once_its_places_go_on(own: In
             await until(lambda: look(watch, own).state == "RUNNING")
             await asyncio.sleep(1)
             own.execute("UPDATE things SET n = 7 WHERE id = 2")
-            await until(lambda: "log was begun anew" in lifecycle.problems().get("topics", ""))
+            await until(lambda: "log was begun anew" in sink.problems().get("topics", ""))
             assert of_lake(own)[2] == 6
             received = max(own.landed("things", "bronze"), key=lambda row: row["_timestamp"])
             assert received["after"]["n"] == 7, "as received"
