@@ -267,6 +267,27 @@ def positions(batch: pa.RecordBatch) -> tuple[npt.NDArray[np.int64], npt.NDArray
     return _numbers(lsn, snapshot), _numbers(order, snapshot)
 
 
+def unplaced(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """True for changes that do not say where they stand, among events of a source whose changes can: `positions` raises
+    for such a batch. None are where no event of the schema could."""
+    source = batch.column("source")
+    changed = pc.invert(snapshot_mask(batch))
+    if binlog.has_place(source):
+        lacks = pa.array(binlog.place(source) < 0)
+    elif "lsn" in {f.name for f in source.type}:
+        transaction = batch.column("transaction") if "transaction" in batch.schema.names else pa.nulls(len(batch))
+        if not pa.types.is_struct(transaction.type):
+            return np.zeros(len(batch), np.bool_)
+        first = _commit_before(source)
+        begins = pc.fill_null(pc.equal(first, ""), False)
+        lacks = pc.or_(pc.is_null(first), pc.and_(begins, pc.is_null(_child(source, "lsn"))))
+        lacks = pc.or_(lacks, pc.is_null(_child(transaction, "total_order")))
+    else:
+        return np.zeros(len(batch), np.bool_)
+    out: npt.NDArray[np.bool_] = pc.and_(changed, lacks).to_numpy(zero_copy_only=False)
+    return out
+
+
 def _commit_before(source: pa.StructArray) -> pa.StringArray:
     """The place of the commit that was streamed last: a number's text, "" for none yet, null where it is not said."""
     return pc.struct_field(pc.extract_regex(_child(source, "sequence").cast(pa.string()), _SEQUENCE), "first")

@@ -73,6 +73,25 @@ def test_other_databases_are_refused_by_name():
         envelope.positions(rows)
 
 
+def test_changes_without_a_place_are_told_one_by_one():
+    events = [
+        event("c", 5, 1),
+        event("u", 5),
+        event("u", 5, 2, sequence=None),
+        event("c", None, 1),
+        event("c", None, 1, lsn=None),
+        event("r", sequence=None),
+        event("t", 6, 1),
+    ]
+    lacking = envelope.unplaced(batch(*events))
+    assert lacking.tolist() == [False, True, True, False, True, False, False]
+    high, _ = envelope.positions(batch(*events).filter(pa.array(~lacking)))
+    assert high.tolist() == [5, 1, -1, 6]
+    assert envelope.unplaced(batch()).tolist() == []
+    without = batch(event("c", 5, 1)).drop_columns(["transaction"])
+    assert envelope.unplaced(without).tolist() == [False], "none of its changes could say"
+
+
 def test_an_empty_batch_has_no_positions():
     lsn, order = envelope.positions(batch())
     assert len(lsn) == len(order) == len(envelope.after_position(lsn, order)) == 0
