@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pyarrow as pa
@@ -7,10 +8,11 @@ import pytest
 
 from headrace.errors import ContractError
 from schemas.codec import ChunkDecoder
-from schemas.own import full_name, own_schemas
+from schemas.own import flaw_of, full_name, own_schemas
 from tests.unit.schemas.debezium import ENVELOPE
 
 PLAIN: dict[str, Any] = {"type": "record", "name": "Reading", "fields": [{"name": "id", "type": "long"}]}
+BLOCK = {"type": "record", "name": "block", "namespace": "event", "fields": [{"name": "total_order", "type": "long"}]}
 TOPIC = full_name(ENVELOPE).rpartition(".")[0]
 
 
@@ -37,3 +39,62 @@ def test_a_record_under_a_schema_of_another_table_is_bad_and_lends_no_columns() 
     decoded = decoder.decode(pa.array([b"\0\0\0\0\x01xyz"], pa.binary()))
     assert (len(decoded.rows), len(decoded.bad), decoded.batch.schema.names) == (0, 1, [])
     assert decoded.reasons == [f"unsupported schema: 1, {full_name(ENVELOPE)} is not of this topic"]
+
+
+def having(*changes: tuple[str, Any]) -> dict[str, Any]:
+    """The envelope with some fields of other types, given by their paths, or without them."""
+    schema: dict[str, Any] = deepcopy(ENVELOPE)
+    for path, avro in changes:
+        *above, name = path.split(".")
+        fields = schema["fields"]
+        for part in above:
+            kind = next(field["type"] for field in fields if field["name"] == part)
+            fields = (kind[-1] if isinstance(kind, list) else kind)["fields"]
+        fields[:] = [field for field in fields if field["name"] != name]
+        if avro is not None:
+            fields.append({"name": name, "type": deepcopy(avro)})
+    return schema
+
+
+@pytest.mark.parametrize(
+    ("changed", "flaw"),
+    [
+        ((), ""),
+        ((("transaction", None),), ""),
+        ((("op", {"type": "enum", "name": "Op", "symbols": ["c"]}),), ""),
+        ((("source.ts_us", ["null", "long"]), ("ts_ms", "long")), ""),
+        ((("op", None),), "it has no op"),
+        ((("op", "int"),), "op is int"),
+        ((("op", ["null", "string", "int"]),), "op is None"),
+        ((("before", ["null", "string"]), ("after", ["null", "string"])), "before is no record"),
+        ((("after", ["null", "string"]),), "after is not the record that before is"),
+        ((("source", "string"),), "source is no record"),
+        ((("source.lsn", ["null", "string"]),), "source.lsn is string"),
+        ((("source.table", "bytes"),), "source.table is bytes"),
+        ((("source.pos", "double"),), "source.pos is double"),
+        ((("ts_ms", ["null", "string"]),), "ts_ms is string"),
+        ((("transaction", ["null", "string"]),), "transaction is no record"),
+        (
+            (("transaction", ["null", BLOCK]), ("transaction.total_order", "string")),
+            "transaction.total_order is string",
+        ),
+        ((("transaction", ["null", BLOCK]),), ""),
+    ],
+)
+def test_change_events_have_the_types_that_debezium_gives_them(changed: Any, flaw: str) -> None:
+    schema = having(*changed)
+    assert flaw_of(schema) == flaw
+    if flaw:
+        with pytest.raises(ContractError, match=f"Envelope is not the schema of change events: {flaw}"):
+            of(TOPIC, schema, captured=True)
+    else:
+        assert of(TOPIC, schema, captured=True) == schema
+
+
+def test_records_of_the_topics_own_namespace_that_are_no_changes_are_refused() -> None:
+    space, _, _ = full_name(ENVELOPE).rpartition(".")
+    for name in ("Key", "Value"):
+        with pytest.raises(ContractError, match=f"{name} is not the schema of change events: it has no after"):
+            of(TOPIC, PLAIN | {"name": name, "namespace": space}, captured=True)
+    with pytest.raises(ContractError, match="it has no after"):
+        of(TOPIC, {"type": "string", "name": f"{space}.Text"}, captured=True)

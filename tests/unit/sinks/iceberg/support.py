@@ -229,3 +229,16 @@ def thing(number: int, name: str | None = "x", n: int | None = 0) -> dict[str, o
 def opened(table, partitions: int = 1, **known):
     table.open(source(partitions, **known))
     return table
+
+
+def events_of(fields: list[dict[str, Any]], **named: str) -> dict[str, Any]:
+    """The Avro schema of change events of rows with these fields."""
+    row = {"type": "record", "name": "Value", "fields": fields}
+    source = {"type": "record", "name": "Source", "fields": [{"name": "table", "type": "string"}]}
+    types = {"before": ["null", row], "after": ["null", "Value"], "source": source, "op": "string"}
+    return {"type": "record", **named, "fields": [{"name": name, "type": avro} for name, avro in types.items()]}
+
+
+def created(row: bytes) -> bytes:
+    """A change event of `events_of`: a row, encoded, that is new."""
+    return b"\0\x02" + row + b"\x02t\x02c"

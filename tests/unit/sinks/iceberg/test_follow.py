@@ -25,7 +25,9 @@ from sinks.iceberg.slices import Slice
 from tests.unit.sinks.iceberg.support import (
     TOPIC,
     change,
+    created,
     envelope_schema,
+    events_of,
     faults,
     land,
     opened,
@@ -240,15 +242,17 @@ def test_a_default_is_read_as_a_record_would_be(field, expected):
 def test_slices_have_one_schema_each_and_neighbours_take_what_has_none():
     schemas = {
         1: {"type": "record", "name": "t.K", "fields": [INT]},
-        2: {"type": "record", "name": "t.V", "fields": [INT]},
-        3: {"type": "record", "name": "t.V", "fields": [INT, RATED]},
+        2: events_of([INT], name="t.V"),
+        3: events_of([INT, RATED], name="t.V"),
     }
 
     def framed(number: int, body: bytes) -> bytes:
         return b"\0" + number.to_bytes(4, "big") + body
 
     key = framed(1, b"\x02")
-    values = [framed(2, b"\x02"), None, b"junk!", framed(2, b"\x04"), framed(3, b"\x02\x04"), framed(9, b"\x02")]
+    rows = {2: [b"\x02", b"\x04"], 3: [b"\x02\x04"], 9: [b"\x02"]}
+    first, second, third, fourth = (framed(number, created(row)) for number, some in rows.items() for row in some)
+    values = [first, None, b"junk!", second, third, fourth]
     keys = [key, key, None, key, key, b"other"]
 
     def schema_of(number: int) -> dict[str, Any]:
@@ -261,6 +265,6 @@ def test_slices_have_one_schema_each_and_neighbours_take_what_has_none():
     slices = TopicReader(schema_of, changes_of="t").read(chunk, 0)
     found = [(s.start, s.next_offset, s.key_fields) for s in slices]
     assert found == [(0, 2, ("id",)), (2, 3, ()), (3, 4, ("id",)), (4, 5, ("id",)), (5, 6, None)]
-    assert [s.batch.schema.names for s in slices[2:4]] == [["id"], ["id", "rated"]]
+    assert [s.batch.column("after").to_pylist() for s in slices[2:4]] == [[{"id": 2}], [{"id": 1, "rated": 2}]]
     assert [s.bad.tolist() for s in slices] == [[], [0], [], [], [0]]
     assert slices[3].schema is schemas[3]
