@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from connectors.connect import WORST_FIRST, connector_files, load_connector
-from connectors.lifecycle import begin_anew, source_offset
+from connectors.lifecycle import begin_anew, resume, source_offset
 from connectors.mysql import is_binlog
 from connectors.notices import TOPIC
 from connectors.resnapshot import state_baselines
@@ -82,8 +82,8 @@ class Supervisor:
     def step(self) -> None:
         """One look, and the restarts that are due. Blocks.
 
-        Raises `UnavailableError` when Connect is away and, once it has looked by the files of before, what
-        `load_connector` says of one that is wrong.
+        Raises `UnavailableError` when Connect is away and, once all connectors have been seen to, what kept it from
+        helping the first of them, and what `load_connector` says of a file that is wrong.
         """
         try:
             self._read_files()
@@ -92,19 +92,30 @@ class Supervisor:
 
     def _look(self) -> None:
         self.captures = self.watch.look(self.names)
+        failed: list[HeadraceError] = []
         for capture in self.captures:
-            self._go_on(capture.name)
-            history = self.histories.get(capture.name, History())
-            action, after = decide(capture.state, bool(capture.fault), history, self.clock(), self.chance())
-            if action == "restart":
-                self._restart(capture.name)
-                RESTARTS.labels(capture.name).inc()
-                log.warning("restarted", connector=capture.name, attempt=after.restarts, reason=capture.reason)
-            self.histories[capture.name] = after
-            self._complete(capture.name)
-            self._ask_again(capture.name, after)
-            self._tell(capture, after)
-            measure(capture, after)
+            try:
+                self._attend(capture)
+            except HeadraceError as e:
+                # The others are seen to all the same.
+                failed.append(e)
+        if failed:
+            raise failed[0]
+
+    def _attend(self, capture: Capture) -> None:
+        history = self.histories.get(capture.name, History())
+        action, after = decide(capture.state, bool(capture.fault), history, self.clock(), self.chance())
+        # Before it is tried: a restart that fails counts too, or there would be no end to them.
+        self.histories[capture.name] = after
+        self._tell(capture, after)
+        measure(capture, after)
+        self._go_on(capture.name)
+        if action == "restart":
+            self._restart(capture.name)
+            RESTARTS.labels(capture.name).inc()
+            log.warning("restarted", connector=capture.name, attempt=after.restarts, reason=capture.reason)
+        self._complete(capture.name)
+        self._ask_again(capture.name, after)
 
     def _restart(self, name: str) -> None:
         """Debezium for MariaDB tells that a snapshot begins together with a place in no file of the log, and refuses to
@@ -127,6 +138,7 @@ class Supervisor:
             if self._placeless(name):
                 begin_anew(self.watch.connect, name, mark)
             else:
+                resume(self.watch.connect, name)
                 mark.unlink()
 
     def _complete(self, name: str) -> None:

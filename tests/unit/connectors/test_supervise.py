@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from connectors.connect import ConnectorStatus
 from connectors.notices import Snapshot
+from connectors.restarts import MOST
 from connectors.snapshots import lost
 from connectors.supervise import Supervisor
 from connectors.watch import Capture
 from headrace.config import Settings
-from headrace.errors import ConfigError
+from headrace.errors import ConfigError, TerminalError
 
 SHOP = Path(__file__).parents[3] / "connectors" / "debezium" / "shop.json"
 
@@ -64,3 +68,57 @@ def test_a_snapshot_is_lost_when_it_is_silent_and_in_no_place() -> None:
     assert not lost(running, place, 161.0, 60.0), "it goes on from there"
     assert not lost(replace(running, state="paused"), {}, 161.0, 60.0)
     assert not lost(replace(running, kind="initial"), {}, 161.0, 60.0)
+
+
+class Connect:
+    """Refuses to restart what is `broken`; `asked` is what it was asked for."""
+
+    def __init__(self, *broken: str, offset: dict[str, Any] | None = None) -> None:
+        self.asked: list[str] = []
+        self._broken = broken
+        self._offset = offset
+
+    def restart(self, name: str) -> None:
+        self.asked.append(name)
+        if name in self._broken:
+            raise TerminalError("answered 500", where="Connect")
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        self.asked.append(f"{method} {path}")
+        return {"offsets": [{"offset": self._offset}]}
+
+
+def attending(folder: Path, connect: Connect, config: dict[str, Any], **states: str) -> Supervisor:
+    clock = count(0, 1_000)
+    made = Supervisor(Settings(home=folder, content=[folder]), clock=lambda: next(clock), chance=lambda: 0.0)
+    made.watch.connect = connect  # type: ignore[assignment]
+    made.watch.configs = dict.fromkeys(states, config)
+    made.watch.look = lambda _: [Capture(name, state) for name, state in states.items()]  # type: ignore[method-assign]
+    return made
+
+
+def test_one_that_cannot_be_restarted_keeps_no_other_from_it_and_is_given_up(tmp_path: Path) -> None:
+    connect = Connect("a")
+    supervisor = attending(tmp_path, connect, {}, a="FAILED", b="FAILED")
+    said: list[str] = []
+    for _ in range(30):
+        try:
+            supervisor.step()
+        except TerminalError as e:
+            said.append(e.what)
+    assert Counter(connect.asked) == {"a": MOST, "b": MOST}
+    assert said == ["answered 500"] * MOST
+    assert [one["given_up"] for one in supervisor.report()] == [True, True]
+
+
+def test_one_that_was_stopped_to_begin_anew_and_has_a_place_is_resumed(tmp_path: Path) -> None:
+    config = {"connector.class": "io.debezium.connector.mariadb.MariaDbConnector"}
+    connect = Connect(offset={"file": "binlog.000001", "pos": 4})
+    mark = tmp_path / "connectors" / "m.anew"
+    mark.parent.mkdir()
+    mark.touch()
+    supervisor = attending(tmp_path, connect, config, m="STOPPED")
+    supervisor.step()
+    supervisor.step()
+    assert [asked for asked in connect.asked if asked.startswith("PUT")] == ["PUT /connectors/m/resume"]
+    assert not mark.exists()
