@@ -38,7 +38,9 @@ from sinks.iceberg.follow import (
     Added,
     absent_filled,
     added_columns,
+    added_properties,
     backfilled,
+    defaults,
     new_columns,
     new_key,
     rekeyed,
@@ -104,7 +106,7 @@ class CurrentTable(KeyedTable):
 
     def table_properties(self) -> dict[str, str]:
         """A table may be made before its key is known: by a truncate alone, whose record has none."""
-        return super().table_properties() if self._key_known else {}
+        return (super().table_properties() if self._key_known else {}) | added_properties(self._added)
 
     def _learn(self, key: tuple[str, ...]) -> None:
         if key != self.key:
@@ -357,6 +359,7 @@ class CurrentTable(KeyedTable):
     def _follow(self, slices: Sequence[Slice]) -> None:
         """Bring the rows that are there under the source's present key and columns, before new ones come."""
         if self.table is None:
+            self._added = defaults(slices)
             return
         new = new_key(slices, self.key, self._key_since, self._marks(slices)) if self._key_known else None
         if new is not None and (new.read or time.monotonic() >= self._ask_again):

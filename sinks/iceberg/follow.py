@@ -1,16 +1,17 @@
 """What a change of the source's columns or key means for the rows that a current-state table has already.
 
-The source does not send them again. An added column holds its default in them: they are made anew with it. Another key
-finds them by other columns. A key is another only where the source's connector names it so, for a record that somebody
-else put there says nothing of the table; and where rows would be lost by it, only once the source is read again: then
-of those with the same key the newest stays, and those that have no value for it go, for nothing could ever replace
-them.
+The source does not send them again. An added column holds its default in them: they are made anew with it. It does too
+in rows of a writer that does not have the column yet, whenever these come: so a table remembers the defaults of columns
+that it got, and of those that it began with. Another key finds rows by other columns. A key is another only where the
+source's connector names it so, for a record that somebody else put there says nothing of the table; and where rows
+would be lost by it, only once the source is read again: then of those with the same key the newest stays, and those
+that have no value for it go, for nothing could ever replace them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,24 +209,14 @@ def rekeyed(table: Table, topic: str, new: NewKey, *, counted: Callable[[pa.Tabl
 
 
 def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[str, Column]:
-    """Columns with a default that slices have and the table has not; of several defaults that which came first."""
-    found: dict[str, tuple[Position, Column]] = {}
+    """Columns with a default that slices have and the table has not."""
     have = {field.name for field in schema.fields}
     for part in slices:
-        if part.schema is None or not envelope.is_envelope(part.schema):
-            continue
-        fields = {f["name"]: f for f in envelope.row_schema(part.schema)["fields"]}
+        fields = _fields(part)
         fresh = fields.keys() - have - known.keys() - OWN
         if fresh and foreign(part).all():
             continue
-        at = (first_place(part) or NOWHERE) if fresh else NOWHERE
-        without = []
-        for name in sorted(fresh):
-            value = default_scalar(fields[name])
-            if value is None:
-                without.append(name)
-            elif name not in found or at < found[name][0]:
-                found[name] = at, Column(fields[name], value)
+        without = [name for name in sorted(fresh) if default_scalar(fields[name]) is None]
         gone = sorted(name for name in have - fields.keys() - {BEGIN, END} if not name.startswith("_"))
         if without and (gone or any(_filled(fields[name]) for name in without)):
             table = source_table(part.topic)
@@ -233,12 +224,45 @@ def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[s
                 "rows of before are null in new columns: renamed, or of a computed default? then read them again",
                 topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
             )  # fmt: skip
-    return {name: column for name, (_, column) in found.items()}
+    return defaults(slices, have | known.keys())
+
+
+def defaults(slices: Sequence[Slice], beside: Set[str] = frozenset()) -> dict[str, Column]:
+    """Columns with a default that slices have, but those of some names. Of several definitions of a column the one that
+    came first says what rows of before hold, also where it has no default: then they are null.
+
+    For a table that begins with these slices all of them count: rows of a writer that does not have a column may be
+    among them, or in a partition that is read later.
+    """
+    found: dict[str, tuple[Position, Column | None]] = {}
+    for part in slices:
+        fields = _fields(part)
+        fresh = fields.keys() - beside - OWN
+        if not fresh or foreign(part).all():
+            continue
+        at = first_place(part) or NOWHERE
+        for name in sorted(fresh):
+            if name not in found or at < found[name][0]:
+                value = default_scalar(fields[name])
+                found[name] = at, None if value is None else Column(fields[name], value)
+    return {name: column for name, (_, column) in found.items() if column is not None}
+
+
+def _fields(part: Slice) -> dict[str, Mapping[str, Any]]:
+    """The columns of rows, as their writer's schema has them; none where it is not that of change events."""
+    if part.schema is None or not envelope.is_envelope(part.schema):
+        return {}
+    return {field["name"]: field for field in envelope.row_schema(part.schema)["fields"]}
 
 
 def _filled(field: Mapping[str, Any]) -> bool:
     """Whether the source fills rows of before with something that the schema does not say."""
     return field.get("default") is not None or not isinstance(field["type"], list)
+
+
+def added_properties(added: Added) -> dict[str, str]:
+    """What a table has to remember for `added_columns`."""
+    return {f"{ADDED}{name}": column.property for name, column in added.items()}
 
 
 def added_columns(properties: Mapping[str, str]) -> dict[str, Column]:
@@ -264,8 +288,7 @@ def backfilled(table: Table, added: Added) -> Change:
 
     log.warning("rows of before get the defaults of new columns", table=".".join(table.name()), columns=list(added))
     columns = merge(arrow_schema(table.schema()), fields)
-    properties = {f"{ADDED}{name}": column.property for name, column in added.items()}
-    return remade(table, table.scan().plan_files(), with_defaults, properties, columns=columns)
+    return remade(table, table.scan().plan_files(), with_defaults, added_properties(added), columns=columns)
 
 
 def absent_filled(rows: pa.RecordBatch, added: Added) -> pa.RecordBatch:

@@ -59,6 +59,18 @@ class Offences:
         self.found.append(what)
 
 
+def test_a_table_that_is_not_there_yet_begins_with_the_defaults_of_its_writers() -> None:
+    """Of several definitions of a column the one that comes first in the log counts."""
+    state, added = Keyed(("id",), []), Added([], {})
+    apply(state, added, 5, NARROW, op="c", after={"id": 1})
+    apply(state, added, 10, WIDE, op="c", after={"id": 2, "rated": 1})
+    apply(state, added, 11, WIDE | {"rated": RATED | {"default": 8}}, op="c", after={"id": 3, "rated": 8})
+    apply(state, added, 6, NARROW, op="c", after={"id": 4})
+    assert not state.differs(
+        [{"id": 1, "rated": 7}, {"id": 2, "rated": 1}, {"id": 3, "rated": 8}, {"id": 4, "rated": 7}]
+    )
+
+
 def test_a_writer_that_does_not_have_a_column_of_the_table_means_its_default() -> None:
     added = Added(["id", "rated"], {"headrace.added.rated": json.dumps({"field": RATED}), "other": "1"})
     assert added.learn(WIDE) == {}

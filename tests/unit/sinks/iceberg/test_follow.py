@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,10 @@ from schemas.defaults import default_scalar
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.follow import new_columns
+from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.reader import TopicReader
 from sinks.iceberg.slices import Slice
+from tests.unit.sinks.iceberg.history_support import timed
 from tests.unit.sinks.iceberg.support import (
     TOPIC,
     change,
@@ -37,6 +40,7 @@ from tests.unit.sinks.iceberg.support import (
 
 INT = {"name": "id", "type": "int"}
 RATED = {"name": "rated", "type": "int", "default": 7}
+BARE = {"name": "rated", "type": ["null", "int"], "default": None}
 
 
 def avro(*fields: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +61,15 @@ def part(events: list[Any], start: int = 0, *, rated: bool, partition: int = 0) 
     row = pa.struct([("id", pa.int64()), *([("rated", pa.int32())] if rated else [])])
     made = slice_of(events, start, partition=partition, schema=envelope_schema(row))
     return replace(made, schema=avro(INT, *([RATED] if rated else [])))
+
+
+def timed_part(events: list[Any], start: int = 0, *, rated: bool, partition: int = 0) -> Slice:
+    """As `part`, of changes that say when they were committed."""
+    for event in events:
+        event["source"]["ts_us"] = event["source"]["lsn"] * 1_000_000
+    made = part(events, start, rated=rated, partition=partition)
+    schema = timed(made.batch.schema.field("after").type)
+    return replace(made, batch=pa.RecordBatch.from_pylist(events, schema=schema))
 
 
 def test_the_times_of_a_history_are_no_columns_that_the_source_dropped():
@@ -82,6 +95,55 @@ def test_rows_of_before_hold_an_added_columns_default(catalog):
     again = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
     land(again, part([change("c", {"id": 1}, 9)], rated=False, partition=1))
     assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (4, None), (6, 7), (8, 1)]
+
+
+@pytest.mark.parametrize("kind", [CurrentTable, partial(HistoryTable, of="silver.things")], ids=["current", "history"])
+def test_rows_of_before_hold_a_default_that_their_table_begins_with(catalog, kind):
+    """Those of the first commit, those that another partition brings later, and those after a restart."""
+    table = opened(kind(catalog, "silver.things", TOPIC), 3)
+    old = timed_part([change("c", {"id": n}, n) for n in (2, 4)], rated=False)
+    land(table, old, timed_part([change("c", {"id": 8, "rated": None}, 11)], 2, rated=True))
+    land(table, timed_part([change("c", {"id": 1}, 1)], rated=False, partition=1))
+    assert rows_of(table, "id", "rated") == [(1, 7), (2, 7), (4, 7), (8, None)]
+    again = opened(kind(catalog, "silver.things", TOPIC), 3)
+    land(again, timed_part([change("c", {"id": 3}, 3)], rated=False, partition=2))
+    assert rows_of(again, "id", "rated") == [(1, 7), (2, 7), (3, 7), (4, 7), (8, None)]
+
+
+def test_rows_of_before_hold_a_default_when_all_of_the_first_commit_have_the_column(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, part([change("c", {"id": 8, "rated": 1}, 11)], rated=True))
+    land(table, part([change("c", {"id": n}, n) for n in (2, 4)], rated=False, partition=1))
+    assert rows_of(table, "id", "rated") == [(2, 7), (4, 7), (8, 1)]
+
+
+def test_a_table_that_begins_without_a_key_has_the_defaults_it_began_with(catalog):
+    """Its first record is a truncation's, which has none."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, replace(part([change("t", None, 10)], rated=True), key_fields=()))
+    land(table, part([change("c", {"id": 8, "rated": 1}, 11)], 1, rated=True))
+    land(table, part([change("c", {"id": 2}, 12)], rated=False, partition=1))
+    assert rows_of(table, "id", "rated") == [(2, 7), (8, 1)]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_default_that_a_column_got_later_is_not_what_rows_of_before_hold(catalog, begun):
+    """The column came without one. Its partition may be read after one that has the default."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    first = part([change("c", {"id": 1}, 1)], rated=False)
+    bare = replace(part([change("c", {"id": 2, "rated": 2}, 2)], rated=True, partition=1), schema=avro(INT, BARE))
+    later = part([change("c", {"id": 3, "rated": 3}, 3)], 1, rated=True)
+    for slices in [[first], [later, bare]] if begun else [[first, later, bare]]:
+        land(table, *slices)
+    assert rows_of(table, "id", "rated") == [(1, None), (2, 2), (3, 3)]
+
+
+def test_a_column_that_was_dropped_has_its_default_in_new_rows(catalog):
+    """They cannot be told from rows of before it, which a restarted connector may send behind newer ones."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, part([change("c", {"id": 1, "rated": 1}, 1)], rated=True))
+    land(table, part([change("c", {"id": 2}, 2)], 1, rated=False))
+    assert rows_of(table, "id", "rated") == [(1, 1), (2, 7)]
 
 
 def test_what_is_repeated_under_new_columns_does_not_say_where_they_came(catalog):
