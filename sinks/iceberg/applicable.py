@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas import envelope
-from sinks.iceberg.places import COLUMNS
+from schemas.envelope import NOWHERE, Position
+from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.slices import COORDINATES, Slice
 
 Mask = npt.NDArray[np.bool_]
@@ -120,3 +121,22 @@ def unfit(part: Slice, key: tuple[str, ...], *, whole_rows: bool) -> Iterator[tu
         after, before = (child(batch, side, name) for side in ("after", "before"))
         null = np.where(deletes, mask_of(pc.is_null(before)), mask_of(pc.is_null(after)))
         yield "key", (written | deletes) & null, f"{name} is null"
+
+
+def lost(part: Slice, places: Places, marks: Mapping[int, Position], *, keyed: bool) -> Mask:
+    """Which changes of a slice can't be applied since they do not say their place in the log. `marks`: the highest
+    place of each partition of the topic so far.
+
+    Their row would be older than any truncation, and their repeats would be new. Where no change of their partition has
+    a place, as without transaction metadata, a table with a key converges all the same; but a truncation would take
+    what other partitions have from after it. A table without a key would double what is repeated.
+    """
+    changes = ~mask_of(envelope.snapshot_mask(part.batch))
+    if not keyed:
+        return changes & (places.high < 0)
+    lacking = envelope.unplaced(part.batch)
+    if marks.get(part.partition, NOWHERE) != NOWHERE or (changes & (places.high >= 0)).any():
+        return lacking
+    if all(mark == NOWHERE for mark in marks.values()):
+        return np.zeros(len(lacking), np.bool_)
+    return lacking & mask_of(pc.equal(envelope.operations(part.batch), "t"))

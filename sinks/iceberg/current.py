@@ -15,7 +15,7 @@ one partition. A row read by a full snapshot replaces everything older than that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,12 +25,11 @@ import pyarrow.compute as pc
 from pyiceberg.table import Table
 
 from headrace import metrics
-from headrace.errors import ContractError
 from headrace.keyindex import Keys, hash_keys
 from schemas import envelope
 from schemas.envelope import NOWHERE, Position
 from sinks.iceberg import progress, wholerows
-from sinks.iceberg.applicable import child, full_identity, mask_of, unfit, writes
+from sinks.iceberg.applicable import child, full_identity, lost, mask_of, unfit, writes
 from sinks.iceberg.changes import fold, join
 from sinks.iceberg.commit import Change, trouble
 from sinks.iceberg.evolve import set_aside
@@ -136,7 +135,7 @@ class CurrentTable(KeyedTable):
             keep = self._applicable(part, rejects)
             if not envelope.is_envelope(part.batch.schema):
                 continue
-            places = self._places(part, keep, rejects)
+            places = self._places(part, keep, marks, rejects)
             fresh = self._fresh(part, places, keep, marks, rejects)
             dropped += int((keep & ~fresh).sum())
             if not (keep & fresh).any():
@@ -188,31 +187,29 @@ class CurrentTable(KeyedTable):
             if self.table is not None:
                 super()._opened(self._existing)
         keep = np.ones(part.batch.num_rows, np.bool_)
-        judged = keep
+        judged = keep.copy()
         if part.key_fields != self.key and envelope.is_envelope(part.batch.schema):
             judged = ~repeated(part, self._mark(part.partition).position)
-        for rule, mask, reason in unfit(part, self.key, whole_rows=self._partitions == 1):
-            mask &= keep & judged
+        rules = unfit(part, self.key, whole_rows=self._partitions == 1)
+        self._refuse(part, ((rule, mask & judged, reason) for rule, mask, reason in rules), keep, rejects)
+        return keep
+
+    def _refuse(self, part: Slice, rules: Iterable[tuple[str, Mask, str]], keep: Mask, rejects: list[Reject]) -> None:
+        for rule, mask, reason in rules:
+            mask = mask & keep
             if mask.any():
                 keep &= ~mask
                 rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
-        return keep
 
-    def _places(self, part: Slice, keep: Mask, rejects: list[Reject]) -> Places:
-        """Where the kept rows are in the log. Without positions a keyed table converges all the same, one without a key
-        would double what is repeated: its rows are refused."""
-        places = Places.unknown(len(keep))
-        rows = np.flatnonzero(keep)
-        if not len(rows):
-            return places
-        try:
-            known = Places.of(rows_of(envelope.placed(part.batch), rows))
-        except ContractError as e:
-            if not self.key:
-                rejects.append(Reject(part, part.rows[keep], self.stage, "position", (str(e),) * len(rows)))
-                keep[:] = False
-            return places
+    def _places(self, part: Slice, keep: Mask, marks: Mapping[int, Mark], rejects: list[Reject]) -> Places:
+        """Where the kept rows are in the log. Changes that do not say become rejects where they would be `lost`."""
+        places, rows = Places.unknown(len(keep)), np.flatnonzero(keep)
+        known, lack = Places.told(rows_of(envelope.placed(part.batch), rows))
         places.high[rows], places.low[rows] = known.high, known.low
+        if lack:
+            told = self._marks_of(range(self._partitions)) | {p: mark.position for p, mark in marks.items()}
+            lacking = lost(part, places, told, keyed=bool(self.key))
+            self._refuse(part, [("position", lacking, lack)], keep, rejects)
         return places
 
     def _fresh(self, part: Slice, places: Places, keep: Mask, marks: dict[int, Mark], rejects: list[Reject]) -> Mask:
@@ -229,7 +226,10 @@ class CurrentTable(KeyedTable):
         return fresh
 
     def _marks(self, slices: Sequence[Slice]) -> dict[int, Position]:
-        return {part.partition: self._mark(part.partition).position for part in slices}
+        return self._marks_of(part.partition for part in slices)
+
+    def _marks_of(self, partitions: Iterable[int]) -> dict[int, Position]:
+        return {partition: self._mark(partition).position for partition in partitions}
 
     def _mark(self, partition: int) -> Mark:
         """Up to where changes of a partition have been applied."""

@@ -23,7 +23,6 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 
 from headrace.asof import BEGIN, END
-from headrace.errors import ContractError
 from headrace.keyindex import hash_keys, last_of_each
 from headrace.logs import get_logger
 from schemas import envelope
@@ -95,22 +94,17 @@ def repeated(part: Slice, mark: Position) -> Mask:
     if not changes.any():
         return mask
     rows = np.flatnonzero(changes & ~mask_of(envelope.snapshot_mask(part.batch)))
-    try:
-        places = Places.of(part.batch.take(pa.array(rows)))
-    except ContractError:
-        return mask
+    places, _ = Places.told(envelope.placed(part.batch).take(pa.array(rows)))
     mask[rows] = places.below(Position(mark.high, mark.low + 1))
     return mask
 
 
 def first_place(part: Slice, mark: Position = NOWHERE) -> Position | None:
-    """The lowest place of a slice's changes of rows but those that are `repeated`; None when it has none, or they do
-    not say."""
+    """The lowest place of a slice's changes of rows but those that are `repeated`; None when it has none, or none
+    says."""
     fresh = row_changes(part) if mark == NOWHERE else row_changes(part) & ~repeated(part, mark)
-    try:
-        lowest = Places.of(part.batch.filter(pa.array(fresh))).lowest
-    except ContractError:
-        return None
+    places, _ = Places.told(envelope.placed(part.batch).filter(pa.array(fresh)))
+    lowest = places.lowest
     return lowest if lowest.high >= 0 else None
 
 

@@ -132,7 +132,7 @@ class HistoryTable(CurrentTable):
             keep = self._applicable(part, rejects)
             if not envelope.is_envelope(part.batch.schema):
                 continue
-            places = self._places(part, keep, rejects)
+            places = self._places(part, keep, marks, rejects)
             lost = keep & (places.high < 0) & mask_of(pc.equal(envelope.operations(part.batch), "t"))
             self._refuse(part, [("position", lost, UNPLACED)], keep, rejects)
             fresh = self._fresh(part, places, keep, marks, rejects)
@@ -169,13 +169,6 @@ class HistoryTable(CurrentTable):
             rules.append(("columns", changes, f"the row has {', '.join(taken)}, which a history has of its own"))
         self._refuse(part, rules, keep, rejects)
         return keep
-
-    def _refuse(self, part: Slice, rules: list[tuple[str, Mask, str]], keep: Mask, rejects: list[Reject]) -> None:
-        for rule, mask, reason in rules:
-            mask = mask & keep
-            if mask.any():
-                keep &= ~mask
-                rejects.append(Reject(part, part.rows[mask], self.stage, rule, (reason,) * int(mask.sum())))
 
     def counted(self, rows: pa.Table) -> Mask:
         return mask_of(pc.is_null(rows.column(TO)))

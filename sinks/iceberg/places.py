@@ -7,6 +7,7 @@ latest truncation. Nothing below the floor is live, whenever it arrives.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.errors import ContractError
 from schemas import envelope
 from schemas.envelope import NOWHERE, Position
 
@@ -46,6 +48,24 @@ class Places:
         if read.any():
             high = np.where(read, envelope.reached(batch), high)
         return cls(high, low)
+
+    @classmethod
+    def told(cls, batch: pa.RecordBatch) -> tuple[Places, str]:
+        """Of change events, also where some do not say: these have none, the others theirs. And what they lack, "" when
+        all say. Where changes share a place, or none can have one, none has."""
+        try:
+            return cls.of(batch), ""
+        except ContractError as e:
+            lack = str(e)
+        places, lacks = cls.unknown(batch.num_rows), envelope.unplaced(batch)
+        read = envelope.snapshot_mask(batch).to_numpy(zero_copy_only=False)
+        places.high[read] = envelope.reached(batch)[read]
+        say = np.flatnonzero(~lacks & ~read)
+        if lacks.any() and len(say):
+            with suppress(ContractError):
+                found = cls.of(batch.take(pa.array(say)))
+                places.high[say], places.low[say] = found.high, found.low
+        return places, lack
 
     def __len__(self) -> int:
         return len(self.high)
