@@ -35,6 +35,7 @@ from sinks.iceberg.commit import Change, trouble
 from sinks.iceberg.evolve import set_aside
 from sinks.iceberg.follow import (
     Added,
+    NewKey,
     absent_filled,
     added_columns,
     added_properties,
@@ -362,15 +363,22 @@ class CurrentTable(KeyedTable):
             self._added = defaults(slices)
             return
         new = new_key(slices, self.key, self._key_since, self._marks(slices)) if self._key_known else None
-        if new is not None and (new.read or time.monotonic() >= self._ask_again):
-            started = time.monotonic()
-            self._remake(lambda: rekeyed(self._existing, self.topic, new, counted=self.counted))
-            if self.key != new.fields:
-                self._ask_again = time.monotonic() + (time.monotonic() - started) / ASKING
+        if new is not None and new.read:
+            # The source sends its rows again, and those without a value for the key go. Filled they would stay, under a
+            # value that need not be theirs.
+            self._rekey(new)
         added = new_columns(slices, self._existing.schema(), self._added)
         if added:
             metrics.SCHEMA_CHANGES.labels(self.name, "filled").inc(len(added))
             self._remake(lambda: backfilled(self._existing, added))
+        if new is not None and not new.read and time.monotonic() >= self._ask_again:
+            self._rekey(new)
+
+    def _rekey(self, new: NewKey) -> None:
+        started = time.monotonic()
+        self._remake(lambda: rekeyed(self._existing, self.topic, new, counted=self.counted))
+        if self.key != new.fields:
+            self._ask_again = time.monotonic() + (time.monotonic() - started) / ASKING
 
     def _remake(self, change: Callable[[], Change | None]) -> None:
         """Commit a change of all rows, if any. After an `UnavailableError` it is committed before anything else."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import duckdb
 import pyarrow as pa
 import pytest
@@ -22,6 +24,7 @@ from tests.unit.sinks.iceberg.support import (
     slice_of,
     thing,
 )
+from tests.unit.sinks.iceberg.test_follow import INT, RATED, avro
 
 NAMED = {"key_fields": ("name",), "key_named": True}
 
@@ -54,6 +57,33 @@ def test_another_key_that_rows_do_not_have_alone_waits_until_the_source_is_read_
     read = [read_again(thing(2, "b", 21), 1, lsn=70), read_again(thing(1, "a", 61), 1, lsn=70)]
     assert not land(table, slice_of(read, 1, partition=1, **NAMED)).rejects
     assert rows_of(table, "id", "name", "n") == [(1, "a", 61), (2, "b", 21)], "the source has no others"
+
+
+def with_rated(events, start, **more):
+    """Changes of a table that has got the column, and a key with it."""
+    row = pa.struct([("id", pa.int64()), ("rated", pa.int32())])
+    made = slice_of(events, start, schema=envelope_schema(row), key_fields=("id", "rated"), key_named=True, **more)
+    return replace(made, schema=avro(INT, RATED))
+
+
+def test_a_key_with_a_column_that_was_added_with_a_default_finds_the_rows_of_before(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    old = slice_of([change("c", {"id": n}, n) for n in (1, 2)], schema=envelope_schema(pa.struct([("id", pa.int64())])))
+    land(table, replace(old, schema=avro(INT)))
+    new = [change("d", {"id": 1, "rated": 7}, 10), change("c", {"id": 3, "rated": 1}, 11)]
+    assert not land(table, with_rated(new, 2)).rejects
+    assert rows_of(table, "id", "rated") == [(2, 7), (3, 1)]
+    assert table.key == ("id", "rated")
+
+
+def test_rows_that_are_read_again_under_a_key_with_an_added_column_are_not_there_twice(catalog):
+    """What a column was added with need not be what its rows hold: the schema says 0 of a `serial` too."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    old = slice_of([change("c", {"id": n}, n) for n in (1, 2)], schema=envelope_schema(pa.struct([("id", pa.int64())])))
+    land(table, replace(old, schema=avro(INT)))
+    read = [read_again({"id": n, "rated": n}, 1, lsn=20) for n in (1, 2)]
+    assert not land(table, with_rated(read, 2)).rejects
+    assert rows_of(table, "id", "rated") == [(1, 1), (2, 2)]
 
 
 def test_another_key_is_taken_once_a_partition_that_was_behind_has_made_rows_unique(catalog, monkeypatch):
