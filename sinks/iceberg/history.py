@@ -46,6 +46,7 @@ from sinks.iceberg.history_rows import (
     micros,
     places_of,
     timed,
+    untimed,
 )
 from sinks.iceberg.keyed import Merging, at_once
 from sinks.iceberg.livefiles import LiveFiles
@@ -56,7 +57,7 @@ from sinks.iceberg.pending import placed, refused
 from sinks.iceberg.places import Places
 from sinks.iceberg.recent import Recent
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import Reject, Slice
+from sinks.iceberg.slices import Reject, Slice, kafka_time
 from sinks.iceberg.versions import NEVER, versions
 
 Mask = npt.NDArray[np.bool_]
@@ -65,6 +66,7 @@ Int64 = npt.NDArray[np.int64]
 EVENTS = pa.array(["c", "r", "u", "d", "t"])
 # Columns that a version has beside those of the current state.
 VERSION = frozenset([FROM, TO, OP])
+UNTIMED = "the change does not say when it was committed (source.ts_ms), or not in the years 1 to 9999"
 UNPLACED = "a truncation without its place in the log: set provide.transaction.metadata=true in the connector"
 
 
@@ -150,7 +152,11 @@ class HistoryTable(CurrentTable):
         for c in parts:
             times = micros(pa.chunked_array([c.rows.column(FROM)]))[c.truncates]
             ends = ends.with_truncates(c.places.take(c.truncates), times)
-        ends = ends.with_baselines((p.partition, p.baseline, p.baseline_time * 1000) for p in slices if p.baseline_time)
+        ends = ends.with_baselines(
+            (p.partition, p.baseline, kafka_time(np.array([p.baseline_time]))[0].value)
+            for p in slices
+            if p.baseline_time
+        )
         merging = self._ended(parts, fitted, rejects, ends, done, recent)
         merging.slices, merging.dropped, merging.state = slices, dropped, self._state(marks)
         if ends != done:
@@ -162,8 +168,7 @@ class HistoryTable(CurrentTable):
         if not envelope.is_envelope(part.batch.schema):
             return keep
         changes = mask_of(pc.is_in(envelope.operations(part.batch), EVENTS))
-        untimed = mask_of(pc.is_null(envelope.commit_micros(part.batch)))
-        rules = [("time", changes & untimed, "the change does not say when it was committed (source.ts_ms)")]
+        rules = [("time", changes & untimed(part.batch), UNTIMED)]
         taken = sorted(VERSION & row_columns(part))
         if taken:
             rules.append(("columns", changes, f"the row has {', '.join(taken)}, which a history has of its own"))

@@ -18,7 +18,7 @@ from sinks.iceberg.pending import Changes
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.recent import among
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import COORDINATES
+from sinks.iceberg.slices import COORDINATES, YEARS
 from sinks.iceberg.toast import Moves
 from sinks.iceberg.versions import NEVER, NONE, Sequence, sequence
 
@@ -195,7 +195,16 @@ def timed(rows: pa.Table, begin: Int64, end: Int64) -> pa.Table:
     return rows
 
 
-def micros(times: pa.ChunkedArray) -> Int64:
+def untimed(batch: pa.RecordBatch) -> Mask:
+    """Which change events do not say when they were committed, or a time that readers of the lake cannot read."""
+    times, millis = micros(envelope.commit_micros(batch)), envelope.source_time(batch)
+    first, last = YEARS
+    # Those in ms too: the others may come of them, multiplied beyond what a number holds.
+    out: Mask = (times < first * 1000) | (times > last * 1000 + 999) | (millis < first) | (millis > last)
+    return out
+
+
+def micros(times: pa.Array | pa.ChunkedArray) -> Int64:
     """Times in µs since the epoch; null is `NEVER`."""
     found: Int64 = pc.fill_null(times.cast(pa.int64()), NEVER).to_numpy()
     return found

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from headrace.config import KafkaSettings
 from schemas.registry import Registry
-from sinks.iceberg.slices import Reject
+from sinks.iceberg.slices import Reject, kafka_time
 from sinks.refused import RefusedRows
 
 Int64 = npt.NDArray[np.int64]
@@ -66,7 +66,7 @@ def _rows(reject: Reject, topic_id: str, now: float) -> pa.Table:
         "contract": _same(reject.contract, n),
         "key": part.keys.take(take),
         "value": values,
-        "kafka_timestamp": pa.array(part.timestamps[rows] * 1000).cast(pa.timestamp("us", "UTC")),
+        "kafka_timestamp": kafka_time(part.timestamps[rows]),
         "quarantined_at": pa.array(np.full(n, int(now * 1e6))).cast(pa.timestamp("us", "UTC")),
         "schema_id": _schema_ids(values),
         "source_topic_id": _same(topic_id, n),

@@ -20,6 +20,8 @@ COORDINATES = pa.schema(
     [("_kafka_partition", pa.int32()), ("_offset", pa.int64()), ("_timestamp", pa.timestamp("us", "UTC"))]
 )
 KEY = pa.field("_key", pa.binary())
+# The years 1 to 9999 in ms since the epoch, which is what readers of the lake agree on.
+YEARS = (-62_135_596_800_000, 253_402_300_799_999)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,14 @@ class Slice:
         return [
             pa.array(np.full(len(rows), self.partition, np.int32)),
             pa.array(self.offsets[rows]),
-            pa.array(self.timestamps[rows] * 1000).cast(COORDINATES.field("_timestamp").type),
+            kafka_time(self.timestamps[rows]),
         ]
+
+
+def kafka_time(millis: Int64) -> pa.Array:
+    """Timestamps of records (ms), which producers set to what they like, as a column: what is beyond the years 1 to
+    9999 is the nearer end."""
+    return pa.array(np.clip(millis, *YEARS) * 1000).cast(COORDINATES.field("_timestamp").type)
 
 
 @dataclass(frozen=True, eq=False)
