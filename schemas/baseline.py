@@ -11,8 +11,11 @@ the framing of all keys.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.errors import DecodeError
@@ -27,6 +30,8 @@ KEY: dict[str, Any] = {
     "fields": [{"name": FIELD, "type": "long"}],
 }
 FIELDS = (FIELD,)
+# Keys can say more than an offset can be.
+_HIGHEST = np.iinfo(np.int64).max
 
 
 def key(schema_id: int, offset: int) -> bytes:
@@ -51,6 +56,11 @@ def offset_of(key: bytes) -> int:
     raise DecodeError("is not the key of a baseline", where=key.hex())
 
 
-def highest(keys: pa.BinaryArray) -> int:
-    """The highest offset of these keys. Raises `DecodeError`."""
-    return max(offset_of(one) for one in keys.to_pylist())
+def offsets(keys: pa.BinaryArray, at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The offset that each of such records says, by their keys and their own offsets; -1 where it says none: its key is
+    broken, or names what comes after it, which nothing before can make obsolete. The record is a tombstone then."""
+    said = np.full(len(keys), -1)
+    for number, one in enumerate(keys.to_pylist()):
+        with suppress(DecodeError):
+            said[number] = min(offset_of(one), _HIGHEST)
+    return np.where(said <= at, said, -1)

@@ -76,9 +76,10 @@ class TopicReader:
         if not self._changes_of:
             yield _Piece(chunk, start)
             return
-        marks = self._baselines(chunk)
-        begins = baseline.highest(chunk.keys.filter(pa.array(marks))) if marks.any() else 0
-        said = int(chunk.offsets[marks][-1]) if marks.any() else -1
+        marks = np.flatnonzero(self._baselines(chunk))
+        offsets = baseline.offsets(chunk.keys.take(pa.array(marks)), chunk.offsets[marks])
+        begins = int(offsets.max(initial=0))
+        said = int(chunk.offsets[marks[offsets >= 0]].max(initial=-1))
         for part, key, value in self._by_schema(chunk):
             record = np.flatnonzero(part.offsets == said)
             yield _Piece(part, start, key, value, begins, int(part.timestamps[record[0]]) if len(record) else 0)

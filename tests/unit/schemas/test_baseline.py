@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 
 import fastavro
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -24,5 +25,8 @@ def test_other_bytes_are_refused(body: bytes) -> None:
         baseline.offset_of(b"\0\0\0\0\x07" + body)
 
 
-def test_of_several_baselines_the_highest_counts() -> None:
-    assert baseline.highest(pa.array([baseline.key(1, n) for n in (5, 900, 30)], pa.binary())) == 900
+def test_what_is_no_key_of_a_baseline_or_is_ahead_of_its_record_says_nothing() -> None:
+    bodies = [b"", b"\x80", b"\x03", b"\x02\x00", b"\xff" * 9 + b"\x7e"]
+    keys = [baseline.key(1, n) for n in (5, 30, 31)] + [baseline.key(1, 0)[:5] + body for body in bodies]
+    assert baseline.offsets(pa.array(keys, pa.binary()), np.full(8, 30)).tolist() == [5, 30, -1, *[-1] * 5]
+    assert baseline.offsets(pa.array([], pa.binary()), np.empty(0, np.int64)).tolist() == []

@@ -253,9 +253,21 @@ def test_a_key_whose_only_column_is_named_baseline_is_none() -> None:
     }
     keys = pa.array([baseline.key(1, 40), baseline.key(3, 30)], pa.binary())
     values = pa.array([b"\0\0\0\0\x02\x02", None], pa.binary())
-    chunk = Chunk("things", 0, keys, values, np.arange(2), np.arange(2), 2)
-    (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 0)
+    chunk = Chunk("things", 0, keys, values, np.arange(40, 42), np.arange(2), 42)
+    (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 40)
     assert (part.key_fields, part.baseline) == (("baseline",), 30)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80", b"\x03", b"\x02\x00", baseline.key(2, 53)[5:]], ids=bytes.hex)
+def test_a_broken_baseline_is_a_tombstone_and_so_is_one_of_what_comes_after_it(body: bytes) -> None:
+    """Others of its chunk count, and rows after it stay."""
+    schemas = {1: {"type": "record", "name": "Key", "fields": [{"name": "id", "type": "long"}]}, 2: baseline.KEY}
+    key, broken = b"\0\0\0\0\x01\x02", baseline.key(2, 0)[:5] + body
+    offsets = np.arange(50, 54)
+    for keys, said, time in (([key, key, broken, key], 0, 0), ([key, baseline.key(2, 40), broken, key], 40, 51)):
+        chunk = Chunk("things", 0, pa.array(keys, pa.binary()), pa.nulls(4, pa.binary()), offsets, offsets, 54)
+        (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 50)
+        assert (part.baseline, part.baseline_time, part.nulls.tolist()) == (said, time, [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("changes_of", ["t", ""])
