@@ -57,7 +57,7 @@ from sinks.iceberg.places import Places
 from sinks.iceberg.recent import Recent, among
 from sinks.iceberg.remake import raised
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import Reject, Slice
+from sinks.iceberg.slices import Reject, Slice, nonempty
 from sinks.iceberg.toast import Moves, fill_unavailable, with_placeholders
 from sinks.iceberg.upsert import take_rows
 
@@ -268,7 +268,7 @@ class CurrentTable(KeyedTable):
         return hash_keys([pc.if_else(side, child(batch, "after", n), child(batch, "before", n)) for n in self.key])
 
     def _merge(self, parts: list[Changes], fitted: Prepared, rejects: list[Reject], recent: Recent) -> Merging:
-        rejects = fitted.rejects + rejects
+        rejects = nonempty(fitted.rejects) + rejects
         if not self.key:
             return self._settle(parts, fitted, rejects)
         keys = join([c.keys for c in parts])

@@ -57,7 +57,7 @@ from sinks.iceberg.pending import placed, refused
 from sinks.iceberg.places import Places
 from sinks.iceberg.recent import Recent
 from sinks.iceberg.shape import fit_rows
-from sinks.iceberg.slices import Reject, Slice, kafka_time
+from sinks.iceberg.slices import Reject, Slice, kafka_time, nonempty
 from sinks.iceberg.versions import NEVER, versions
 
 Mask = npt.NDArray[np.bool_]
@@ -143,15 +143,16 @@ class HistoryTable(CurrentTable):
                 continue
             recent, events = self._events(part, keep & fresh, places, recent)
             parts += events
+        done = Ends.parse(self.properties.get(progress.ends_property(self.topic)))
+        ends = done
+        for c in parts:
+            # Whatever becomes of the rows beside it: a truncation has none, and no columns that could be refused.
+            ends = ends.with_truncates(*c.truncations)
+        parts = [c.without_truncations for c in parts]
         fitted = self._fit_slices([(c.slice, c.rows) for c in parts], self.stage)
         refused_ = {id(reject.slice) for reject in fitted.rejects}
         parts = [c for c in parts if id(c.slice) not in refused_]
         parts = [replace(c, rows=rows) for c, rows in zip(parts, fitted.batches, strict=True)]
-        done = Ends.parse(self.properties.get(progress.ends_property(self.topic)))
-        ends = done
-        for c in parts:
-            times = micros(pa.chunked_array([c.rows.column(FROM)]))[c.truncates]
-            ends = ends.with_truncates(c.places.take(c.truncates), times)
         ends = ends.with_baselines(
             (p.partition, p.baseline, kafka_time(np.array([p.baseline_time]))[0].value)
             for p in slices
@@ -204,7 +205,7 @@ class HistoryTable(CurrentTable):
     ) -> Closing:
         """All changes of the batch as versions. Those that the table has of their keys end by changes in the same
         commit, the others, by what `ends` has beyond `done`, in the next."""
-        merging = Closing(fitted.slices, fitted.columns, [], fitted.rejects + rejects, recent=recent)
+        merging = Closing(fitted.slices, fitted.columns, [], nonempty(fitted.rejects) + rejects, recent=recent)
         if not sum(len(c.present) for c in parts):
             return merging
         log = Log.of(parts, fitted.columns, ends)

@@ -14,7 +14,7 @@ from schemas import envelope
 from sinks.iceberg.applicable import mask_of
 from sinks.iceberg.changes import join
 from sinks.iceberg.ends import Ends
-from sinks.iceberg.pending import Changes
+from sinks.iceberg.pending import Changes, taken
 from sinks.iceberg.places import COLUMNS, Places
 from sinks.iceberg.recent import among
 from sinks.iceberg.shape import fit_rows
@@ -39,10 +39,22 @@ class Events(Changes):
 
     truncates: Mask = field(default_factory=lambda: np.empty(0, np.bool_))
 
+    @property
+    def truncations(self) -> tuple[Places, Int64]:
+        """The places and times of truncates."""
+        return self.places.take(self.truncates), micros(self.rows.column(FROM))[self.truncates]
+
+    @property
+    def without_truncations(self) -> Events:
+        if not self.truncates.any():
+            return self
+        rows = np.flatnonzero(~self.truncates)
+        return replace(taken(self, rows), truncates=np.zeros(len(rows), np.bool_))
+
 
 @dataclass(frozen=True)
 class Log:
-    """Rows of changes, but truncations, in the table's columns: first the versions that the table has of their keys.
+    """Rows of changes in the table's columns: first the versions that the table has of their keys.
 
     `origins` numbers those versions, `NONE` for changes; `rows_of_batch` numbers changes among all events; `stale` are
     rows of snapshots that change nothing.
@@ -59,18 +71,18 @@ class Log:
 
     @classmethod
     def of(cls, parts: list[Events], columns: pa.Schema, ends: Ends) -> Log:
+        """Of events without truncations, and all of those that rows end by."""
+        keys = join([c.keys for c in parts])
+        epochs = np.concatenate([ends.epochs(c.places, len(ends.truncates)) for c in parts])
         rows = pa.concat_tables([fit_rows(c.rows, columns) for c in parts])
-        changes = np.flatnonzero(~np.concatenate([c.truncates for c in parts]))
-        rows, keys = rows.take(pa.array(changes)), join([c.keys for c in parts]).take(changes)
-        epochs = np.concatenate([ends.epochs(c.places, len(ends.truncates)) for c in parts])[changes]
         return cls(
             rows=rows,
             keys=keys,
             times=micros(rows.column(FROM)),
-            present=np.concatenate([c.present for c in parts])[changes],
-            origins=np.full(len(changes), NONE),
-            rows_of_batch=changes,
-            stale=np.concatenate([c.stale for c in parts])[changes],
+            present=np.concatenate([c.present for c in parts]),
+            origins=np.full(len(keys), NONE),
+            rows_of_batch=np.arange(len(keys)),
+            stale=np.concatenate([c.stale for c in parts]),
             sequence=sequence(keys, epochs),
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,9 @@ class Changes:
     created: Mask
     stale: Mask
     before: pa.RecordBatch | None = None
+
+
+_Changes = TypeVar("_Changes", bound=Changes)
 
 
 def placed(batch: pa.RecordBatch, part: Slice, rows: Int64, places: Places) -> pa.RecordBatch:
@@ -74,7 +78,7 @@ def behind(changes: Changes, offset: int) -> Changes:
     return taken(changes, np.flatnonzero(changes.rows.column("_offset").to_numpy() > offset))
 
 
-def taken(changes: Changes, rows: Int64) -> Changes:
+def taken(changes: _Changes, rows: Int64) -> _Changes:
     """These alone, ascending."""
     return replace(
         changes,

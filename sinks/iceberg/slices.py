@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,6 +109,11 @@ class Reject:
     rule: str
     reasons: tuple[str, ...]
     contract: str | None = None
+
+
+def nonempty(rejects: Sequence[Reject]) -> list[Reject]:
+    """Those that have records: of a slice that is refused, a truncation alone leaves none."""
+    return [reject for reject in rejects if len(reject.rows)]
 
 
 def with_coordinates(batch: pa.RecordBatch, slice_: Slice, rows: Int64, *, key: bool = False) -> pa.RecordBatch:

@@ -11,6 +11,7 @@ import pytest
 
 from headrace.errors import UnavailableError
 from schemas.envelope import UNAVAILABLE
+from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.history_rows import OWN
 from sinks.iceberg.slices import COORDINATES, KEY
@@ -19,6 +20,7 @@ from tests.unit.sinks.iceberg.support import (
     ROW,
     TOPIC,
     catalog_in,
+    change,
     land,
     rows_of,
     slice_of,
@@ -149,6 +151,31 @@ def test_a_truncate_ends_what_is_older_in_all_partitions_whatever_is_read_first(
                 places[partition] += len(values)
         land(table, *slices)
     assert seen(opened(catalog_in(tmp_path), 2)) == TRUNCATED
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_truncate_ends_rows_also_after_a_column_got_a_type_that_is_refused(tmp_path, rows):
+    """It has no row that could be. What is refused beside it goes to the quarantine, and it does not."""
+    narrow, text = (timed(pa.struct([("id", pa.int64()), ("x", kind)])) for kind in (pa.int32(), pa.string()))
+
+    def made(op: str, row: dict[str, Any] | None, time: int) -> dict[str, Any]:
+        plain = change(op, row, time)
+        return plain | {"source": plain["source"] | {"ts_us": time * 1_000_000}}
+
+    catalog = catalog_in(tmp_path)
+    current = CurrentTable(catalog, "silver.things", TOPIC)
+    current.open(source())
+    for table in (opened(catalog), current):
+        land(table, slice_of([made("c", {"id": 1, "x": 1}, 10)], schema=narrow))
+        refused = [made("c", {"id": 2, "x": "text"}, 15)][:rows]
+        more = slice_of([*refused, made("t", None, 20)], 1, schema=text, key_fields=("id",) if rows else ())
+        rejects = land(table, more).rejects
+        expected = [("schema: type", [0])] if rows and table is not current else []
+        assert [(r.rule, r.rows.tolist()) for r in rejects] == expected
+        if table is current:
+            assert rows_of(table, "id") == []
+        else:
+            assert rows_of(table, "id", "valid_to") == [(1, at(20))]
 
 
 def test_of_two_truncates_the_one_that_is_read_later_may_be_the_earlier_one(tmp_path):
