@@ -8,9 +8,9 @@ they go to the quarantine with the reason that `merge` gives, or their values to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 
 import pyarrow as pa
 from pyiceberg.schema import Schema
@@ -63,29 +63,64 @@ def _changes(before: pa.DataType, after: pa.DataType, path: str) -> Iterator[tup
 
 
 def set_aside(table: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`batch` with the fields that `merge` refuses renamed to `<name>_<type>`, inside records too."""
-    arrays = [_aside(c, f, table, "") for c, f in zip(batch.columns, batch.schema, strict=True)]
-    return pa.RecordBatch.from_arrays([array for array, _ in arrays], schema=pa.schema([field for _, field in arrays]))
+    """`batch` with the fields that `merge` refuses renamed to `<name>_<type>`, inside records too; to `<name>_<type>_2`
+    and so on where the rows have a field of that name, or the table one that cannot take it."""
+    arrays, fields = _apart(batch.columns, list(batch.schema), list(table), "")
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
 
-def _aside(column: pa.Array, field: pa.Field, beside: Iterable[pa.Field], path: str) -> tuple[pa.Array, pa.Field]:
-    have = next((other for other in beside if other.name == field.name), None)
+def _apart(
+    columns: Iterable[pa.Array], fields: list[pa.Field], beside: list[pa.Field], path: str
+) -> tuple[list[pa.Array], list[pa.Field]]:
+    have = {field.name: field for field in beside}
+    taken = {field.name for field in fields}
+    made = []
+    for column, field in zip(columns, fields, strict=True):
+        array, renamed = _aside(column, field, have, taken, path)
+        taken.add(renamed.name)
+        made.append((array, renamed))
+    return [array for array, _ in made], [field for _, field in made]
+
+
+def _aside(
+    column: pa.Array, field: pa.Field, beside: Mapping[str, pa.Field], taken: Set[str], path: str
+) -> tuple[pa.Array, pa.Field]:
+    have = beside.get(field.name)
     if have is None:
         return column, field
     if pa.types.is_struct(field.type) and pa.types.is_struct(have.type):
         # flatten() applies the parent's validity and offset to the children.
-        children = zip(column.flatten(), field.type, strict=True)
-        parts = [_aside(child, inner, list(have.type), f"{path}{field.name}.") for child, inner in children]
+        parts, fields = _apart(column.flatten(), list(field.type), list(have.type), f"{path}{field.name}.")
         mask = column.is_null() if column.null_count else None
-        fields = [inner for _, inner in parts]
-        return pa.StructArray.from_arrays([part for part, _ in parts], fields=fields, mask=mask), field.with_type(
-            pa.struct(fields)
-        )
+        return pa.StructArray.from_arrays(parts, fields=fields, mask=mask), field.with_type(pa.struct(fields))
+    if _takes(have, field, path):
+        return column, field
+    names = _names(f"{field.name}_{_type_name(field.type)}")
+
+    def fits(name: str) -> bool:
+        return name not in taken and _takes(beside.get(name, field), field, path)
+
+    free = next(name for name in names if fits(name))
+    # The last that the table has: rows had one named like those before it once, if they have not now.
+    for name in names:
+        if name not in beside or not fits(name):
+            break
+        free = name
+    return column, field.with_name(free)
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in count(2):
+        yield f"{name}_{number}"
+
+
+def _takes(have: pa.Field, field: pa.Field, path: str) -> bool:
     try:
         _wider(have.type, field.type, path + field.name)
     except Refused:
-        return column, field.with_name(f"{field.name}_{_type_name(field.type)}")
-    return column, field
+        return False
+    return True
 
 
 def _type_name(kind: pa.DataType) -> str:

@@ -245,6 +245,32 @@ def test_another_type_is_refused_or_has_a_column_of_its_own(catalog):
     assert [r.rule for r in land(aside, retyped).rejects] == ["schema: type"], "a key keeps its type"
 
 
+@pytest.mark.parametrize("key", [(), ("id",)], ids=["keyless", "keyed"])
+@pytest.mark.parametrize("kind", [AppendTable, CurrentTable])
+def test_what_is_set_aside_leaves_a_column_of_that_name_alone(catalog, key, kind):
+    """Inside records too, and in every batch the same."""
+    number, text = (
+        envelope_schema(pa.struct([("id", pa.int64()), ("n", type_), ("n_string", pa.string())]))
+        for type_ in (pa.int32(), pa.string())
+    )
+    table = opened(kind(catalog, "lake.things", TOPIC, retyped="column"))
+    land(table, slice_of([change("c", {"id": 1, "n": 5, "n_string": "a"}, 1)], schema=number, key_fields=key))
+    for at, value in ((2, "two"), (3, "three")):
+        row = {"id": at, "n": value, "n_string": "own"}
+        assert not land(table, slice_of([change("c", row, at)], at - 1, schema=text, key_fields=key)).rejects
+    gone = change("d", {"id": 2, "n": "two", "n_string": "own"}, 4)
+    assert not land(table, slice_of([gone], 3, schema=text, key_fields=key)).rejects
+    if kind is CurrentTable:
+        expected = [(1, 5, "a", None), (3, None, "own", "three")]
+        assert rows_of(table, "id", "n", "n_string", "n_string_2") == expected
+    else:
+        rows = [row for (row,) in rows_of(table, "after") if row is not None]
+        assert sorted((r["id"], r["n"], r["n_string"], r["n_string_2"]) for r in rows if r["id"] != 2) == [
+            (1, 5, "a", None),
+            (3, None, "own", "three"),
+        ]
+
+
 @pytest.mark.parametrize("text", ["five", "5"])
 def test_rows_without_a_key_are_found_by_a_column_that_was_set_aside(catalog, text):
     """Those of before the other type are not: what their value is as the new type, only the source knows."""
