@@ -89,6 +89,16 @@ def compile_value(sql: str, schema: pa.Schema) -> Expression:
     return Expression(sql, vector.type, tuple(dict.fromkeys(compiler.columns)), vector)
 
 
+def columns_of(sql: str) -> tuple[str, ...]:
+    """The columns that an expression names, of nested records the outermost. None where it does not parse."""
+    try:
+        trees = sqlglot.parse(sql, dialect="duckdb")
+    except (SqlglotError, RecursionError):
+        return ()
+    found = (column.parts[0].name for tree in trees if tree is not None for column in tree.find_all(exp.Column))
+    return tuple(dict.fromkeys(found))
+
+
 class _Compiler:
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -144,6 +154,9 @@ class _Compiler:
         path = [part.name for part in node.parts]
         kind: pa.DataType = pa.struct(list(self.schema))
         for depth, name in enumerate(path):
+            if is_null(kind):
+                # A column that no schema has yet has no fields either.
+                break
             names = [f.name for f in kind] if pa.types.is_struct(kind) else []
             if name not in names:
                 close = difflib.get_close_matches(name, names, 1)
@@ -154,7 +167,7 @@ class _Compiler:
 
         def run(batch: pa.RecordBatch) -> pa.Array:
             values = batch.column(path[0])
-            for name in path[1:]:
+            for name in () if is_null(values.type) else path[1:]:
                 values = pc.struct_field(values, name)
             return values
 

@@ -183,7 +183,8 @@ class Worker:
         await self._retry("start", self._output.start)
         schema_of = self._registry.schema
         self._readers = {
-            name: LookupReader(lookup, self._settings.kafka, schema_of, self._retry) for name, lookup in lookups.items()
+            name: LookupReader(lookup, self._settings.kafka, self._registry, self._retry)
+            for name, lookup in lookups.items()
         }
         services = Services(
             kafka=self._settings.kafka,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +29,10 @@ from headrace.kafka.errors import from_client
 from headrace.keyindex import ABSENT, KeyIndex, hash_keys, last_of_each
 from schemas import envelope
 from schemas.codec import ChunkDecoder, rule_of
+from schemas.left_out import LeftOut
 from schemas.own import own_schemas
+from schemas.registered import registered
+from schemas.registry import Registry
 from streams.processor import Retry
 
 Int64 = npt.NDArray[np.int64]
@@ -217,13 +219,14 @@ class LookupReader:
     that has gone quiet, nor for the first row of a table that has none.
     """
 
-    def __init__(
-        self, lookup: Lookup, kafka: KafkaSettings, schema_of: Callable[[int], dict[str, Any]], retry: Retry
-    ) -> None:
+    def __init__(self, lookup: Lookup, kafka: KafkaSettings, registry: Registry, retry: Retry) -> None:
         self.table = LookupTable(lookup)
         self.ready = asyncio.Event()
         self._kafka = kafka
-        self._decoder = ChunkDecoder(own_schemas(lookup.topic, schema_of, captured=True))
+        self._registry = registry
+        used = tuple(dict.fromkeys((lookup.key, *lookup.columns)))
+        self._decoder = ChunkDecoder(own_schemas(lookup.topic, registry.schema, captured=True), used=used)
+        self._left_out = LeftOut(self.flow, lookup.topic)
         self._retry = retry
         self._state = "not started"
 
@@ -238,6 +241,7 @@ class LookupReader:
     async def run(self) -> None:
         """Raises what cannot be helped by trying again: the worker cannot go on without its lookups."""
         topic = self.table.lookup.topic
+        await self._retry(self.flow, partial(asyncio.to_thread, self._learn))
         consumer = ColumnarConsumer(**consumer_options(self._kafka), headers=False)
         try:
             await consumer.start()
@@ -252,6 +256,11 @@ class LookupReader:
             raise from_client(e, where=f"{self.flow} {topic}") from e
         finally:
             await consumer.stop()
+
+    def _learn(self) -> None:
+        if self._decoder.learn(registered(self._registry, self.table.lookup.topic)):
+            for name in self._decoder.unknown:
+                self._left_out.tell(f"no schema of the topic has the column {name}: it is null in every row")
 
     async def _partitions(self, consumer: ColumnarConsumer, topic: str) -> list[TopicPartition]:
         while True:
@@ -294,6 +303,7 @@ class LookupReader:
         metrics.ROWS_IN.labels(*flow).inc(len(chunk))
         for reason in decoded.reasons:
             metrics.ROWS_DROPPED.labels(*flow, rule_of(reason)).inc()
+        self._left_out.undecoded(decoded.reasons)
         if len(decoded.rows):
             self.table.apply(chunk.partition, decoded.batch)
         metrics.ROWS_OUT.labels(*flow).inc(len(decoded.rows))

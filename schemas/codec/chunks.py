@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from schemas.codec import reasons
 from schemas.codec.decode_kernel import read_headers
 from schemas.codec.decoder import Decoded, Decoder, Int64s, null_indexes
 from schemas.codec.resolve import check_schema, conform_batch, forbidden_nulls, read_as, union_schema
+from schemas.codec.rows import completed, narrow, narrowed, unknown
 
 _UNFRAMED = -1
 
@@ -29,6 +30,10 @@ class ChunkDecoder:
     only grows: a schema that fits none of it makes its records bad with the reason `incompatible schema`. In both
     cases fields are found by the aliases of the reader, or of `names`, too, and have its defaults where a writer did
     not have them.
+
+    With `used`, the names of row columns, rows of change events (`before`, `after`) have exactly these: what becomes of
+    others makes no record bad, and one that no schema so far has is null, of type null. Records that are no change
+    events keep all their fields, and have these besides.
     Not to be used by two threads at once.
     """
 
@@ -38,12 +43,31 @@ class ChunkDecoder:
         reader: pa.Schema | None = None,
         *,
         names: pa.Schema | None = None,
+        used: Sequence[str] | None = None,
     ) -> None:
         self._schema_of = schema_of
         self._reader = reader
+        self._used = used
+        self._met: pa.Schema | None = None
         self._names = names if names is not None else reader
         self._decoders: dict[int, tuple[dict[str, Any], Decoder | str]] = {}
         self.schema: pa.Schema | None = reader
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Those of `used` that no schema so far has."""
+        return unknown(self._met, self._used or ())
+
+    def learn(self, ids: Iterable[int]) -> bool:
+        """Take schemas as met before their first record, in this order, until one has been for each column of `used`:
+        whether there was any. Records of earlier schemas then have the defaults of columns that were added later, as
+        they have among records of both. Raises what `schema_of` does, but for errors that make records bad."""
+        found = False
+        for schema_id in ids:
+            found = not isinstance(self._decoder(schema_id), str) or found
+            if found and not self.unknown:
+                break
+        return found
 
     def decode(self, values: pa.BinaryArray) -> Decoded:
         """Every record is in exactly one of `rows`, `bad` and `nulls` of the result. Bad records raise nothing."""
@@ -61,6 +85,8 @@ class ChunkDecoder:
                 texts += [decoder] * len(indexes)
             else:
                 part = decoder.decode_some(values, indexes, nulls)
+                if self._used is not None:
+                    part = replace(part, batch=narrow(part.batch, self._used))
                 if self._names is not None:
                     part = replace(part, batch=read_as(part.batch, self._names))
                 bad.append(part.bad)
@@ -90,14 +116,16 @@ class ChunkDecoder:
             decoder = Decoder(schema)
         except ContractError as e:
             return reasons.reason(reasons.UNSUPPORTED_SCHEMA, f"{schema_id}, {e.where} {e.what}")
-        schema = decoder.schema
+        schema = decoder.schema if self._used is None else narrowed(decoder.schema, self._used)
         try:
             if self._names is not None:
                 schema = read_as(pa.RecordBatch.from_pylist([], schema=schema), self._names).schema
             if self._reader is not None:
                 check_schema(schema, self._reader)
             else:
-                self.schema = union_schema(self.schema, schema) if self.schema else schema
+                # What was met and not what is given: a column of type null has lost the default of who has it.
+                self._met = union_schema(self._met, schema) if self._met else schema
+                self.schema = self._met if self._used is None else completed(self._met, self._used)
         except ContractError as e:
             return reasons.reason(reasons.INCOMPATIBLE_SCHEMA, f"{schema_id}, {e.where} {e.what}")
         return decoder

@@ -16,10 +16,11 @@ from headrace.kafka.client import consumer_options
 from headrace.metrics import LAG, ROWS_DROPPED, ROWS_IN
 from schemas.codec import ChunkDecoder
 from schemas.own import own_schemas
+from schemas.registered import registered
 from schemas.registry import Registry
 from sinks.reverse.declaration import Sync
 from sinks.reverse.fold import Event
-from sinks.reverse.sources import Reader, Watermark
+from sinks.reverse.sources import Reader, Watermark, used_columns
 from sinks.reverse.state import Partition
 
 POLL_MS = 200
@@ -33,12 +34,14 @@ class Intake:
         self._kafka = kafka
         self._flow = f"sync:{sync.name}"
         self._where = f"sync {sync.name}"
-        self._readers = {
-            topic: Reader(sync, topic, ChunkDecoder(own_schemas(topic, registry.schema, captured=topic in captured)))
-            for topic in sync.topics
-        }
+        self._registry = registry
+        self._readers = {topic: Reader(sync, topic, self._decoder(topic, topic in captured)) for topic in sync.topics}
         self._consumer: ColumnarConsumer | None = None
         self.marks: dict[Partition, Watermark] = {}
+
+    def _decoder(self, topic: str, captured: bool) -> ChunkDecoder:
+        own = own_schemas(topic, self._registry.schema, captured=captured)
+        return ChunkDecoder(own, used=used_columns(self._sync, topic))
 
     async def identities(self) -> tuple[str, dict[str, str]]:
         """Of the cluster and of each topic. Raises `UnavailableError` while a topic does not exist."""
@@ -53,9 +56,16 @@ class Intake:
 
     async def start(self, marks: dict[Partition, Watermark]) -> None:
         """Read on from the marks; partitions without one from the beginning, or from now on if that is declared."""
+        await asyncio.to_thread(self.learn)
         self.marks = marks
         latest = self._sync.start == "latest" and not marks
         await self._assign(await self.ends() if latest else {})
+
+    def learn(self) -> None:
+        """Take what the registry knows of the topics' fields. Blocks; raises `ContractError` for a field that none has,
+        and `UnavailableError`."""
+        for topic, reader in self._readers.items():
+            reader.learn(registered(self._registry, topic))
 
     async def _assign(self, starts: dict[Partition, int]) -> None:
         begins = await asyncio.to_thread(admin.begin_offsets, self._kafka, self._sync.topics)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -23,7 +23,8 @@ from headrace.errors import ContractError
 from headrace.kafka import Chunk
 from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder
-from schemas.expressions import Expression, compile_expression
+from schemas.expressions import Expression, columns_of, compile_expression
+from schemas.left_out import LeftOut
 from sinks.reverse.declaration import Source, Sync
 from sinks.reverse.fold import Event, Values
 
@@ -52,15 +53,31 @@ class Read:
     dropped: dict[str, int]
 
 
+def used_columns(sync: Sync, topic: str) -> tuple[str, ...]:
+    """The columns of a topic's rows that a sync needs; of nested records the outermost."""
+    sources = [source for source in sync.sources if source.topic == topic and not source.pivot]
+    paths = [path for source in sources for path in (*source.key.values(), *source.columns.values())]
+    filters = [name for source in sources for name in columns_of(source.filter)]
+    return tuple(dict.fromkeys([*(path.partition(".")[0] for path in paths), *filters]))
+
+
 class Reader:
     """Reads one topic for all of a sync's sources on it. `decoder` is the topic's own."""
 
     def __init__(self, sync: Sync, topic: str, decoder: ChunkDecoder) -> None:
         self._decoder = decoder
+        self._topic = topic
+        self._left_out = LeftOut(f"sync:{sync.name}", topic)
         self._sources = [(i, source) for i, source in enumerate(sync.sources) if source.topic == topic]
         self._events = sync.mode == "events"
         self._key = sync.key
         self._filters: dict[int, tuple[pa.Schema, Expression]] = {}
+
+    def learn(self, ids: Iterable[int]) -> None:
+        """Take the topic's schemas, the newest first, until all fields were found. Raises `ContractError` when there
+        are schemas and none of them has a field, and `UnavailableError` while the registry is away."""
+        if self._decoder.learn(ids) and (missing := self._decoder.unknown):
+            raise ContractError(f"{self._topic} has no field {missing[0]!r}")
 
     def read(self, chunk: Chunk, mark: Watermark) -> Read:
         """Move `mark` past the chunk and return what is new in it.
@@ -70,6 +87,7 @@ class Reader:
         """
         decoded = self._decoder.decode(chunk.values)
         dropped = {"undecodable": len(decoded.bad)} if len(decoded.bad) else {}
+        self._left_out.undecoded(decoded.reasons)
         batch, rows = decoded.batch, decoded.rows
         changes = len(batch) > 0 and envelope.is_envelope(batch.schema)
         keep = self._new(batch, mark, changes) if len(batch) else np.empty(0, np.bool_)
@@ -173,6 +191,8 @@ def _column(batch: pa.RecordBatch, path: str, source: Source) -> pa.Array:
         raise ContractError(f"{source.topic} has no field {path!r}", hint=", ".join(batch.schema.names))
     column = batch.column(name)
     for part in inner:
+        if pa.types.is_null(column.type):
+            break
         if not pa.types.is_struct(column.type) or column.type.get_field_index(part) < 0:
             raise ContractError(f"{source.topic} has no field {path!r}")
         column = pc.struct_field(column, part)

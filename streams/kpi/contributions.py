@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import ContractError
-from schemas.expressions import Expression, compile_expression
+from schemas.expressions import Expression, columns_of, compile_expression
 from schemas.kpis import Kpi
 from streams.kpi.events import Events, Progress, Segment, cut_segments, signed_images
 from streams.kpi.partials import EMPTY, Ints, Mask, Partial, aggregate, check_size, check_type
@@ -62,6 +62,12 @@ def is_closed(kpi: Kpi, key: Key, watermark: int | None) -> bool:
     if start is None or kpi.window_us is None or watermark is None:
         return False
     return start + kpi.window_us + kpi.lateness_us <= watermark
+
+
+def used_columns(kpi: Kpi) -> tuple[str, ...]:
+    """The columns of a row that a KPI needs."""
+    named = (kpi.field, kpi.event_time, *kpi.dimensions, *columns_of(kpi.filter))
+    return tuple(dict.fromkeys(name for name in named if name))
 
 
 class Meter:
@@ -185,6 +191,10 @@ class Meter:
         if name not in images.schema.names:
             raise ContractError(f"rows have no field {name}", where=f"kpi {self.kpi.name}", hint=self.kpi.source)
         column = images.column(name)
+        if pa.types.is_null(column.type):
+            # No schema that was met has it, or had it in this chunk: nothing is measured, and rows count without it.
+            kinds = {self.kpi.field: pa.int64(), self.kpi.event_time: pa.timestamp("us")}
+            return pa.nulls(len(column), kinds.get(name, pa.string()))
         if name == self.kpi.field and (why := check_type(self.kpi, column.type)):
             raise ContractError(why, where=f"kpi {self.kpi.name}: field {name}")
         return column

@@ -30,10 +30,12 @@ from schemas import envelope
 from schemas.codec import ChunkDecoder
 from schemas.envelope import NOWHERE, Position, is_envelope
 from schemas.kpis import Kpi
+from schemas.left_out import LeftOut
 from schemas.own import own_schemas
+from schemas.registered import registered
 from schemas.registry import Registry
 from streams.kpi.changelog import Folded, encode, encode_values, value_key
-from streams.kpi.contributions import Change, Key, Meter, Share, is_closed
+from streams.kpi.contributions import Change, Key, Meter, Share, is_closed, used_columns
 from streams.kpi.events import Events, Progress
 from streams.kpi.partials import Mask, Partial
 from streams.kpi.store import Changelog, after_last_record
@@ -107,7 +109,9 @@ class KpiProcessor(Processor):
         self._registry = registry
         self._changelog = Changelog(settings, source)
         self._meters = {name: Meter(kpi) for name, kpi in self.kpis.items()}
-        self._decoder = ChunkDecoder(own_schemas(source, registry.schema, captured=captured))
+        used = dict.fromkeys(name for kpi in self.kpis.values() for name in used_columns(kpi))
+        self._decoder = ChunkDecoder(own_schemas(source, registry.schema, captured=captured), used=tuple(used))
+        self._left_out = LeftOut(self.flow, source)
         self._partitions: dict[int, _Partition] = {}
         self._identity = ""
 
@@ -116,7 +120,13 @@ class KpiProcessor(Processor):
         return "kpi"
 
     async def start(self) -> None:
+        await asyncio.to_thread(self._learn)
         await self._changelog.start()
+
+    def _learn(self) -> None:
+        if self._decoder.learn(registered(self._registry, self.source)):
+            for name in self._decoder.unknown:
+                self._left_out.tell(f"no schema of the topic has the field {name}: it is null in every row")
 
     async def stop(self) -> None:
         await self._changelog.stop()
@@ -203,8 +213,8 @@ class KpiProcessor(Processor):
     async def process(self, chunk: Chunk) -> None:
         """Raises `UnavailableError` while the registry does not know an id yet and cannot be asked."""
         decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
-        if len(decoded.bad):
-            metrics.ROWS_DROPPED.labels(self.flow, self.source, "undecodable").inc(len(decoded.bad))
+        self._left_out.count("undecodable", len(decoded.bad))
+        self._left_out.undecoded(decoded.reasons)
         rows = decoded.rows
         events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
         state = self._partitions[chunk.partition]

@@ -254,3 +254,44 @@ def test_a_null_struct_hides_what_its_children_hold() -> None:
 
 def test_warm_runs() -> None:
     warm()
+
+
+def changes_of(*fields: dict[str, Any]) -> dict[str, Any]:
+    row = {"type": "record", "name": "Value", "fields": list(fields)}
+    return record(
+        ("before", ["null", row]), ("after", ["null", "Value"]), ("source", record(name="Source")), ("op", "string")
+    )
+
+
+def test_rows_of_changes_have_the_columns_that_are_used() -> None:
+    number, text = ({"name": "n", "type": ["null", kind]} for kind in ("int", "string"))
+    later = {"name": "later", "type": "long", "default": 7}
+    schemas = {1: changes_of(number), 2: changes_of(text), 3: changes_of(later)}
+
+    def message(schema_id: int, after: Any) -> bytes:
+        said = {"before": None, "after": after, "source": {}, "op": "c"}
+        batch = pa.RecordBatch.from_pylist([said], schema=arrow_schema(schemas[schema_id]))
+        out: bytes = Encoder(schemas[schema_id], schema_id).encode(batch)[0].as_py()
+        return out
+
+    values = pa.array([message(1, {"n": 5}), message(2, {"n": "five"}), message(1, None)], pa.binary())
+    decoder = ChunkDecoder(schemas.__getitem__, used=("later",))
+    assert decoder.unknown == ("later",)
+    found = decoder.decode(values).batch
+    assert found.column("after").to_pylist() == [{"later": None}, {"later": None}, None]
+    assert found.column("op").to_pylist() == ["c"] * 3
+    assert decoder.learn([3])
+    assert decoder.unknown == ()
+    assert decoder.decode(values).batch.column("after").to_pylist() == [{"later": 7}, {"later": 7}, None]
+    nothing = ChunkDecoder(schemas.__getitem__, used=()).decode(values).batch
+    assert nothing.column("after").is_valid().to_pylist() == [True, True, False]
+    assert len(nothing.column("after").flatten()) == 1, "rows of which nothing is used can be counted"
+    fits = ChunkDecoder(schemas.__getitem__, used=("n",)).decode(values)
+    assert fits.reasons == ["incompatible schema: 2, before.n int32 and string have no type in common"]
+
+
+def test_other_records_keep_their_fields_and_have_those_that_are_used() -> None:
+    decoder = ChunkDecoder(known, used=("more",))
+    first, second = (decoder.decode(pa.array([one(n, 1)], pa.binary())).batch.to_pylist() for n in (1, 2))
+    assert first == [{"id": 1, "text": "t", "more": None}]
+    assert second == [{"id": 1, "text": "t", "more": 0.5}]

@@ -2,7 +2,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.errors import ContractError
-from schemas.expressions import compile_expression, compile_value
+from schemas.expressions import columns_of, compile_expression, compile_value
 
 SCHEMA = pa.schema(
     [
@@ -76,3 +76,13 @@ def test_a_whole_number_that_overflows_is_null_and_its_neighbours_are_not():
 def test_what_is_wrong_is_named_with_its_place(sql, said):
     with pytest.raises(ContractError, match=said):
         compile_expression(sql, SCHEMA)
+
+
+def test_the_columns_of_an_expression_are_known_without_a_schema() -> None:
+    assert columns_of("a > 1 and lower(b.c) in ('x', 'd') or a is null") == ("a", "b")
+    assert columns_of("not ( one") == ()
+
+
+def test_a_field_of_a_column_that_no_schema_has_is_null() -> None:
+    batch = pa.RecordBatch.from_arrays([pa.nulls(2)], names=["a"])
+    assert compile_expression("a.b.c > 1 or a.b is null", batch.schema)(batch).to_pylist() == [True, True]
