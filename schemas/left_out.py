@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from headrace.logs import get_logger
 from headrace.metrics import ROWS_DROPPED
+from schemas import envelope
 from schemas.codec import reasons
+
+Mask = npt.NDArray[np.bool_]
 
 log = get_logger("records")
 
+UNPLACED = "the change does not say its place in the log; set provide.transaction.metadata=true in the connector"
 _RETYPED = "a column that this flow uses has another type than before; begin anew, or use another column"
+
+
+def uncountable(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Mask]]:
+    """Which change events no reader can count: (rule, what there is to say, mask) each."""
+    yield "position", UNPLACED, envelope.unplaced(batch)
 
 
 class LeftOut:
@@ -34,3 +47,14 @@ class LeftOut:
         """Tell of records whose schema does not fit those before. Other reasons are of one record each."""
         for reason in {text for text in found if reasons.rule_of(text) == reasons.INCOMPATIBLE_SCHEMA}:
             self.tell(reason, _RETYPED)
+
+    def countable(self, batch: pa.RecordBatch) -> Mask | None:
+        """Which change events count, None when all do. Those that do not are counted and told of."""
+        keep: Mask | None = None
+        for rule, what, mask in uncountable(batch):
+            gone = mask if keep is None else mask & keep
+            if gone.any():
+                self.count(rule, int(gone.sum()))
+                self.tell(what)
+                keep = ~gone if keep is None else keep & ~gone
+        return keep

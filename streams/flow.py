@@ -28,6 +28,7 @@ from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder, Decoded, Encoder, arrow_schema, rule_of
 from schemas.contracts import Contract, ContractSet
 from schemas.keys import record_keys
+from schemas.left_out import UNPLACED
 from schemas.own import own_schemas
 from schemas.rules import Rule, compile_rules
 from schemas.shape import conform
@@ -199,32 +200,34 @@ class AgentFlow(Processor):
         rows, batch = decoded.rows, decoded.batch
         at = chunk.offsets[rows]
         keep, lanes, position = fresh[rows], place.lanes, place.position
-        repeated = np.zeros(len(rows), np.bool_)
+        repeated, unplaced = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
         if self._derived and len(rows):
             at = coordinates.sequence(batch)
             above, lanes = coordinates.drop_replays(batch, lanes)
             keep = keep & above.to_numpy(zero_copy_only=False)
         elif envelope.is_envelope(batch.schema) and len(rows):
-            lsn, order = envelope.positions(batch)
-            above = envelope.after_position(lsn, order, position)
+            unplaced = envelope.unplaced(batch)
+            told = ~unplaced
+            lsn, order = envelope.positions(batch if told.all() else batch.filter(pa.array(told)))
+            repeated[told] = ~envelope.after_position(lsn, order, position)
             position = envelope.highest(lsn, order, position)
-            repeated = keep & ~above
-            keep = keep & above
+            repeated &= keep
+            keep = keep & told & ~repeated
         coordinate = np.full(len(chunk), -1, np.int64)
         coordinate[rows[keep]] = at[keep]
         tables = {name: reader.table for name, reader in self._lookups.items()}
         ctx = StepContext(self.name, chunk, coordinate, tables)
         batch = _set(batch, COORDINATE, pa.array(at)).filter(pa.array(keep))
-        self._depart(ctx, chunk, decoded, fresh, rows[repeated])
+        self._depart(ctx, decoded, fresh, rows[repeated])
+        unplaced &= fresh[rows]
+        ctx.depart(rows[unplaced], "quarantined", "position", UNPLACED)
         metrics.ROWS_DROPPED.labels(self.flow, chunk.topic, REPLAY).inc(
             len(chunk) - len(batch) - sum(len(d.rows) for d in ctx.departures)
         )
         batch = self._check_source(batch, ctx)
         return _Work(chunk, ctx, batch, decoded.schema_ids, lanes, position)
 
-    def _depart(
-        self, ctx: StepContext, chunk: Chunk, decoded: Decoded, fresh: npt.NDArray[np.bool_], repeated: Ints
-    ) -> None:
+    def _depart(self, ctx: StepContext, decoded: Decoded, fresh: npt.NDArray[np.bool_], repeated: Ints) -> None:
         """What leaves before any rule or step: it does not decode, says nothing, or was said before."""
         contract = self._contract.name if self._contract else None
         rules = np.array([rule_of(reason) for reason in decoded.reasons], dtype=np.str_)

@@ -304,6 +304,9 @@ class LookupReader:
         for reason in decoded.reasons:
             metrics.ROWS_DROPPED.labels(*flow, rule_of(reason)).inc()
         self._left_out.undecoded(decoded.reasons)
-        if len(decoded.rows):
-            self.table.apply(chunk.partition, decoded.batch)
+        batch = decoded.batch
+        if envelope.is_envelope(batch.schema) and (keep := self._left_out.countable(batch)) is not None:
+            batch = batch.filter(pa.array(keep))
+        if len(batch):
+            self.table.apply(chunk.partition, batch)
         metrics.ROWS_OUT.labels(*flow).inc(len(decoded.rows))

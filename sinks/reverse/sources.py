@@ -90,6 +90,8 @@ class Reader:
         self._left_out.undecoded(decoded.reasons)
         batch, rows = decoded.batch, decoded.rows
         changes = len(batch) > 0 and envelope.is_envelope(batch.schema)
+        if changes and (fit := self._left_out.countable(batch)) is not None:
+            batch, rows = batch.filter(pa.array(fit)), rows[fit]
         keep = self._new(batch, mark, changes) if len(batch) else np.empty(0, np.bool_)
         if len(keep) and not keep.all():
             dropped["repeat"] = int((~keep).sum())

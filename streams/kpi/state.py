@@ -215,10 +215,12 @@ class KpiProcessor(Processor):
         decoded = await asyncio.to_thread(self._decoder.decode, chunk.values)
         self._left_out.count("undecodable", len(decoded.bad))
         self._left_out.undecoded(decoded.reasons)
-        rows = decoded.rows
-        events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
+        rows, batch = decoded.rows, decoded.batch
+        if is_envelope(batch.schema) and (keep := self._left_out.countable(batch)) is not None:
+            rows, batch = rows[keep], batch.filter(pa.array(keep))
+        events = Events(batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
         state = self._partitions[chunk.partition]
-        if state.read_in is not None and not is_envelope(decoded.batch.schema):
+        if state.read_in is not None and not is_envelope(batch.schema):
             state.read_in = None
         waiting = [events]
         while waiting:
@@ -234,8 +236,8 @@ class KpiProcessor(Processor):
                 waiting += [second, first]
         state = self._partitions[chunk.partition]
         if state.read_in is not None:
-            judged = state.read_in.judge(chunk.keys.take(pa.array(rows)), decoded.batch)
-            events = Events(decoded.batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, *judged)
+            judged = state.read_in.judge(chunk.keys.take(pa.array(rows)), batch)
+            events = Events(batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, *judged)
             await self._read_in(chunk.partition, state, state.read_in, events)
         metrics.ROWS_OUT.labels(self.flow, self.source).inc(len(rows))
 

@@ -284,3 +284,29 @@ def test_agents_are_found_by_path_and_errors_name_the_file(tmp_path: Path) -> No
     (folder / "bad.py").write_text((folder / "bad.py").read_text().replace('name="orders"', 'name="more"'))
     with pytest.raises(ConfigError, match=r"a second agent that writes to clean\.orders"):
         load_agents([ROOT, tmp_path])
+
+
+def edited(batch: pa.RecordBatch, row: int, **parts: Any) -> pa.RecordBatch:
+    """The events, one of them with other parts; those given as a table are merged into what it has."""
+    rows = batch.to_pylist()
+    for name, value in parts.items():
+        rows[row][name] = rows[row][name] | value if isinstance(value, dict) else value
+    return pa.RecordBatch.from_pylist(rows, schema=batch.schema)
+
+
+@pytest.mark.parametrize("lacks", [{"source": {"sequence": None}}, {"transaction": None}])
+async def test_a_change_that_does_not_say_its_place_is_quarantined_alone(
+    world: World, flow: AgentFlow, lacks: dict[str, Any]
+) -> None:
+    await flow.assigned(1, None)
+    events = changes([("c", None, order("new", id=i), i) for i in (1, 2, 3)], ORDER, "public.orders")
+    await flow.process(world.chunk(edited(events, 1, **lacks)))
+    await flow.process(world.chunk(edited(events.slice(1, 1), 0, **lacks), first=103))
+    assert [r["source_offset"] for r in world.sent.rows("clean.orders")] == [100, 102]
+    refused = world.sent.rows("ops.quarantine")
+    assert [(r["source_offset"], r["rule"], r["disposition"]) for r in refused] == [
+        (101, "position", "quarantined"),
+        (103, "position", "quarantined"),
+    ]
+    assert "provide.transaction.metadata" in refused[0]["reason"]
+    assert flow.note(1, 104) == str(Position(3, 3))

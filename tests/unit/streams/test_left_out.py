@@ -1,0 +1,54 @@
+"""Single change events that KPIs, lookups and syncs cannot count, among others that they can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from tests.unit.streams.change_topic import ID, NAME, TOPIC, ChangeTopic, declared, envelope_of, event
+
+ROWS = declared("count", name="rows")
+
+
+def created(key: int, lsn: int, **source: Any) -> dict[str, Any]:
+    return event("c", None, {"id": key, "name": "n"}, lsn, **source)
+
+
+def dropped(rule: str) -> dict[str, float]:
+    """How many rows of each flow the rule has dropped so far."""
+    flows = ("kpi", "lookup:things", "sync:s")
+    labels = [{"flow": flow, "topic": TOPIC, "rule": rule} for flow in flows]
+    return {of["flow"]: REGISTRY.get_sample_value("headrace_flow_rows_dropped_total", of) or 0.0 for of in labels}
+
+
+def read_around(wrong: dict[str, Any], rule: str, rows: int = 1) -> tuple[Any, Any, Any, list[Any]]:
+    """What KPI, lookup and sync make of two rows, a wrong event in the next chunk, and a third row behind it."""
+    topic = ChangeTopic({1: envelope_of(ID, NAME)})
+    chunks = [topic.chunk((1, created(1, 10)), (1, created(2, 11))), topic.chunk((1, wrong), (1, created(3, 30)))]
+    before = dropped(rule)
+    with capture_logs() as logs:
+        made = topic.kpis(ROWS, chunks=chunks, there=2), topic.lookup("name", chunks=chunks), topic.sync(chunks)
+    assert {flow: n - before[flow] for flow, n in dropped(rule).items()} == dict.fromkeys(before, rows)
+    return *made, [(entry["log_level"], entry["flow"], entry["reason"]) for entry in logs if "reason" in entry]
+
+
+THREE = [{"id": n, "name": "n"} for n in (1, 2, 3)]
+
+
+def no_sequence() -> dict[str, Any]:
+    return created(5, 20, sequence=None)
+
+
+def no_transaction() -> dict[str, Any]:
+    return created(5, 20) | {"transaction": None}
+
+
+@pytest.mark.parametrize("make", [no_sequence, no_transaction])
+def test_a_change_that_does_not_say_its_place_is_left_out(make: Any) -> None:
+    kpis, lookup, sync, told = read_around(make(), "position")
+    assert (kpis, lookup, sync) == ({"rows": {"{}": 3.0}}, THREE, THREE)
+    assert [flow for _, flow, _ in told] == ["kpi", "lookup:things", "sync:s"], "each says it once"
+    assert all(level == "error" and "provide.transaction.metadata" in reason for level, _, reason in told)
