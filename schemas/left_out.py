@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from headrace.logs import get_logger
 from headrace.metrics import ROWS_DROPPED
@@ -21,8 +22,18 @@ UNPLACED = "the change does not say its place in the log; set provide.transactio
 _RETYPED = "a column that this flow uses has another type than before; begin anew, or use another column"
 
 
-def uncountable(batch: pa.RecordBatch) -> Iterator[tuple[str, str, Mask]]:
-    """Which change events no reader can count: (rule, what there is to say, mask) each."""
+def foreign(batch: pa.RecordBatch, topic: str) -> Mask:
+    """Which changes say that they are of another table than the topic's. Those that say nothing are not among them."""
+    out: Mask = pc.fill_null(pc.invert(envelope.is_of(batch, topic)), False).to_numpy(zero_copy_only=False)
+    return out
+
+
+def uncountable(batch: pa.RecordBatch, topic: str) -> Iterator[tuple[str, str, Mask]]:
+    """Which change events no reader can count: (rule, what there is to say, mask) each.
+
+    Places of another table's changes say nothing of this topic's: whoever compares places does it without them.
+    """
+    yield "of another table", "the change is not of the topic's table", foreign(batch, topic)
     yield "position", UNPLACED, envelope.unplaced(batch)
 
 
@@ -51,7 +62,7 @@ class LeftOut:
     def countable(self, batch: pa.RecordBatch) -> Mask | None:
         """Which change events count, None when all do. Those that do not are counted and told of."""
         keep: Mask | None = None
-        for rule, what, mask in uncountable(batch):
+        for rule, what, mask in uncountable(batch, self._topic):
             gone = mask if keep is None else mask & keep
             if gone.any():
                 self.count(rule, int(gone.sum()))

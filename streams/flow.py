@@ -28,7 +28,7 @@ from schemas import coordinates, envelope
 from schemas.codec import ChunkDecoder, Decoded, Encoder, arrow_schema, rule_of
 from schemas.contracts import Contract, ContractSet
 from schemas.keys import record_keys
-from schemas.left_out import UNPLACED
+from schemas.left_out import UNPLACED, foreign
 from schemas.own import own_schemas
 from schemas.rules import Rule, compile_rules
 from schemas.shape import conform
@@ -200,14 +200,15 @@ class AgentFlow(Processor):
         rows, batch = decoded.rows, decoded.batch
         at = chunk.offsets[rows]
         keep, lanes, position = fresh[rows], place.lanes, place.position
-        repeated, unplaced = np.zeros(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
+        repeated, strange, unplaced = (np.zeros(len(rows), np.bool_) for _ in range(3))
         if self._derived and len(rows):
             at = coordinates.sequence(batch)
             above, lanes = coordinates.drop_replays(batch, lanes)
             keep = keep & above.to_numpy(zero_copy_only=False)
         elif envelope.is_envelope(batch.schema) and len(rows):
-            unplaced = envelope.unplaced(batch)
-            told = ~unplaced
+            strange = foreign(batch, self.source)
+            unplaced = envelope.unplaced(batch) & ~strange
+            told = ~(strange | unplaced)
             lsn, order = envelope.positions(batch if told.all() else batch.filter(pa.array(told)))
             repeated[told] = ~envelope.after_position(lsn, order, position)
             position = envelope.highest(lsn, order, position)
@@ -215,12 +216,14 @@ class AgentFlow(Processor):
             keep = keep & told & ~repeated
         coordinate = np.full(len(chunk), -1, np.int64)
         coordinate[rows[keep]] = at[keep]
-        tables = {name: reader.table for name, reader in self._lookups.items()}
-        ctx = StepContext(self.name, chunk, coordinate, tables)
-        batch = _set(batch, COORDINATE, pa.array(at)).filter(pa.array(keep))
+        lookups = {name: reader.table for name, reader in self._lookups.items()}
+        ctx = StepContext(self.name, chunk, coordinate, lookups)
         self._depart(ctx, decoded, fresh, rows[repeated])
-        unplaced &= fresh[rows]
-        ctx.depart(rows[unplaced], "quarantined", "position", UNPLACED)
+        if (strange := strange & fresh[rows]).any():
+            tables = envelope.table_of(batch.filter(pa.array(strange)))
+            ctx.depart(rows[strange], "quarantined", "of another table", tables)
+        ctx.depart(rows[unplaced & fresh[rows]], "quarantined", "position", UNPLACED)
+        batch = _set(batch, COORDINATE, pa.array(at)).filter(pa.array(keep))
         metrics.ROWS_DROPPED.labels(self.flow, chunk.topic, REPLAY).inc(
             len(chunk) - len(batch) - sum(len(d.rows) for d in ctx.departures)
         )
@@ -246,7 +249,6 @@ class AgentFlow(Processor):
                 return batch
             batch = check(self._rules, self._contract, batch, batch, ctx)
             return _set(conform(batch, self._shape), COORDINATE, batch.column(COORDINATE))
-        batch = ctx.reject(batch, envelope.is_of(batch, self.source), "of another table", envelope.table_of(batch))
         if self._contract is None or self._shape is None:
             return batch
         after = envelope.row_batch(batch, "after")

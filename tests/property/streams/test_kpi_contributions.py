@@ -52,7 +52,7 @@ ENVELOPE = pa.schema(
 
 
 def kpi(measure="sum", field="amount", **more):
-    declared = {"name": "k", "title": "K", "source": "t", "measure": measure, "field": field, **more}
+    declared = {"name": "k", "title": "K", "source": "p.public.t", "measure": measure, "field": field, **more}
     return Kpi.model_validate(declared)
 
 

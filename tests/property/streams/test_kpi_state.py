@@ -110,11 +110,11 @@ class FakeDecoder:
 
 
 def worker(source, log, kpis):
-    processor = KpiProcessor(SETTINGS, "t", kpis, REGISTRY)
+    processor = KpiProcessor(SETTINGS, "p.public.t", kpis, REGISTRY)
     processor._changelog, processor._decoder = FakeChangelog(log), FakeDecoder(source)
     processor._bounds = AsyncMock(side_effect=lambda partition: (0, source.end))
     with (
-        patch.object(state, "topic_ids", lambda *_: {"t": "id"}),
+        patch.object(state, "topic_ids", lambda *_: {"p.public.t": "id"}),
         patch.object(state, "after_last_record", AsyncMock(return_value=source.end)),
     ):
         processor.at = asyncio.run(processor.assigned(0, None))
@@ -128,15 +128,15 @@ def advance(processor, source, size):
     keys = pa.array([str(source.key(o)).encode() for o in found])
     values = pa.array([str(o).encode() for o in found])
     following = found[-1] + 1
-    chunk = Chunk("t", 0, keys, values, np.array(found), np.full(len(found), 4_000_000_000_000), following)
+    chunk = Chunk("p.public.t", 0, keys, values, np.array(found), np.full(len(found), 4_000_000_000_000), following)
     asyncio.run(processor.process(chunk))
     processor.at = following
 
 
 def merged(log, kpis):
     totals = Totals(kpis)
-    totals.ends({("t", 0): 0})
-    totals.feed("t", 0, *log.columns(), 0.0)
+    totals.ends({("p.public.t", 0): 0})
+    totals.feed("p.public.t", 0, *log.columns(), 0.0)
     return totals
 
 
@@ -147,7 +147,7 @@ def test_values_are_those_of_the_table_whatever_happens(made, largest, data):
     source = Source(events, data.draw(st.integers(0, len(events))))
     log, kpis = Log(largest), [SPEND]
     owner, zombies, running, read = worker(source, log, kpis), [], Totals([SPEND, COUNT]), 0
-    running.ends({("t", 0): 0})
+    running.ends({("p.public.t", 0): 0})
     published = {}
     for _ in range(data.draw(st.integers(1, 12))):
         happens = data.draw(st.sampled_from(["work"] * 3 + ["die", "lose", "zombie", "compact", "declare", "merge"]))
@@ -173,7 +173,7 @@ def test_values_are_those_of_the_table_whatever_happens(made, largest, data):
                 log.compact()
                 read = 0
                 running = Totals([SPEND, COUNT])
-                running.ends({("t", 0): 0})
+                running.ends({("p.public.t", 0): 0})
                 for key, value in published.items():
                     running.recall(*key, value, final=False)
         elif happens == "declare":
@@ -255,7 +255,9 @@ def test_a_kpi_that_begins_on_a_compacted_log_counts_the_table(made, data):
 
 def merge(log, totals, read, published):
     new = [r for r in log.records if r[0] >= read]
-    totals.feed("t", 0, pa.array([k for _, k, _ in new], pa.binary()), pa.array([v for *_, v in new], pa.binary()), 0.0)
+    totals.feed(
+        "p.public.t", 0, pa.array([k for _, k, _ in new], pa.binary()), pa.array([v for *_, v in new], pa.binary()), 0.0
+    )
     changed = totals.changed(0.0)
     totals.keep(changed)
     published.update({(p.kpi.name, p.key): p.value for p in changed})

@@ -310,3 +310,14 @@ async def test_a_change_that_does_not_say_its_place_is_quarantined_alone(
     ]
     assert "provide.transaction.metadata" in refused[0]["reason"]
     assert flow.note(1, 104) == str(Position(3, 3))
+
+
+async def test_a_change_of_another_table_makes_no_later_one_a_repeat(world: World, flow: AgentFlow) -> None:
+    await flow.assigned(1, None)
+    await flow.process(world.chunk(changes([("c", None, order("new"), 10**6)], ORDER, "public.forged")))
+    await flow.process(world.chunk(changes([("c", None, order("new"), 5)], ORDER, "public.orders"), first=101))
+    nameless = edited(changes([("c", None, order("new"), 6)], ORDER, "public.orders"), 0, source={"table": None})
+    await flow.process(world.chunk(nameless, first=102))
+    assert [r["source_offset"] for r in world.sent.rows("clean.orders")] == [101, 102]
+    found = [(r["rule"], r["reason"], r["source_offset"]) for r in world.sent.rows("ops.quarantine")]
+    assert found == [("of another table", "public.forged", 100)]

@@ -52,3 +52,25 @@ def test_a_change_that_does_not_say_its_place_is_left_out(make: Any) -> None:
     assert (kpis, lookup, sync) == ({"rows": {"{}": 3.0}}, THREE, THREE)
     assert [flow for _, flow, _ in told] == ["kpi", "lookup:things", "sync:s"], "each says it once"
     assert all(level == "error" and "provide.transaction.metadata" in reason for level, _, reason in told)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        created(5, 20, table="others"),
+        created(5, 10**17, table="others"),
+        created(5, 20, schema="private"),
+        event("d", {"id": 1, "name": "n"}, None, 20, table="others"),
+        event("t", None, None, 20, table="others"),
+    ],
+)
+def test_a_change_of_another_table_is_left_out_and_makes_no_later_one_a_repeat(foreign: dict[str, Any]) -> None:
+    kpis, lookup, sync, told = read_around(foreign, "of another table")
+    assert (kpis, lookup, sync) == ({"rows": {"{}": 3.0}}, THREE, THREE)
+    assert [flow for _, flow, _ in told] == ["kpi", "lookup:things", "sync:s"]
+
+
+def test_a_change_that_names_no_table_is_the_topics() -> None:
+    kpis, lookup, sync, told = read_around(created(5, 20, table=None), "of another table", rows=0)
+    assert kpis == {"rows": {"{}": 4.0}}
+    assert (len(lookup), len(sync), told) == (4, 4, [])
