@@ -18,8 +18,15 @@ Mask = npt.NDArray[np.bool_]
 
 log = get_logger("records")
 
+WRITES = ("c", "u", "r")
+OPERATIONS = (*WRITES, "d", "t")
 UNPLACED = "the change does not say its place in the log; set provide.transaction.metadata=true in the connector"
 _RETYPED = "a column that this flow uses has another type than before; begin anew, or use another column"
+
+
+def _is_in(op: pa.Array, *codes: str) -> Mask:
+    out: Mask = pc.is_in(op, value_set=pa.array(codes, pa.string())).to_numpy(zero_copy_only=False)
+    return out
 
 
 def foreign(batch: pa.RecordBatch, topic: str) -> Mask:
@@ -28,19 +35,28 @@ def foreign(batch: pa.RecordBatch, topic: str) -> Mask:
     return out
 
 
-def uncountable(batch: pa.RecordBatch, topic: str) -> Iterator[tuple[str, str, Mask]]:
-    """Which change events no reader can count: (rule, what there is to say, mask) each.
+def uncountable(batch: pa.RecordBatch, topic: str, *, whole: bool) -> Iterator[tuple[str, str, Mask]]:
+    """Which change events no reader can count: (rule, what there is to say, mask) each. `whole`: the reader needs whole
+    rows before a change, and says itself what to do where there is none.
 
     Places of another table's changes say nothing of this topic's: whoever compares places does it without them.
     """
     yield "of another table", "the change is not of the topic's table", foreign(batch, topic)
+    op = envelope.operations(batch)
+    yield "unknown operation", "the change has an operation that Debezium's have not", ~_is_in(op, *OPERATIONS)
+    after, before = (envelope.has_row(batch, part).to_numpy(zero_copy_only=False) for part in ("after", "before"))
+    lacks = _is_in(op, *WRITES) & ~after
+    if not whole:
+        lacks |= _is_in(op, "d") & ~before
+    yield "no row", "the change lacks the row that it is of", lacks
     yield "position", UNPLACED, envelope.unplaced(batch)
 
 
 class LeftOut:
-    """What one flow leaves out of one topic. Each reason is logged once in a process."""
+    """What one flow leaves out of one topic. Each reason is logged once in a process. `whole` as for `uncountable`."""
 
-    def __init__(self, flow: str, topic: str) -> None:
+    def __init__(self, flow: str, topic: str, *, whole: bool = False) -> None:
+        self._whole = whole
         self._flow = flow
         self._topic = topic
         self._told: set[str] = set()
@@ -62,7 +78,7 @@ class LeftOut:
     def countable(self, batch: pa.RecordBatch) -> Mask | None:
         """Which change events count, None when all do. Those that do not are counted and told of."""
         keep: Mask | None = None
-        for rule, what, mask in uncountable(batch, self._topic):
+        for rule, what, mask in uncountable(batch, self._topic, whole=self._whole):
             gone = mask if keep is None else mask & keep
             if gone.any():
                 self.count(rule, int(gone.sum()))

@@ -111,7 +111,7 @@ class KpiProcessor(Processor):
         self._meters = {name: Meter(kpi) for name, kpi in self.kpis.items()}
         used = dict.fromkeys(name for kpi in self.kpis.values() for name in used_columns(kpi))
         self._decoder = ChunkDecoder(own_schemas(source, registry.schema, captured=captured), used=tuple(used))
-        self._left_out = LeftOut(self.flow, source)
+        self._left_out = LeftOut(self.flow, source, whole=True)
         self._partitions: dict[int, _Partition] = {}
         self._identity = ""
 

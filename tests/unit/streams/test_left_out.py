@@ -8,6 +8,7 @@ import pytest
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
+from headrace.errors import ContractError
 from tests.unit.streams.change_topic import ID, NAME, TOPIC, ChangeTopic, declared, envelope_of, event
 
 ROWS = declared("count", name="rows")
@@ -74,3 +75,32 @@ def test_a_change_that_names_no_table_is_the_topics() -> None:
     kpis, lookup, sync, told = read_around(created(5, 20, table=None), "of another table", rows=0)
     assert kpis == {"rows": {"{}": 4.0}}
     assert (len(lookup), len(sync), told) == (4, 4, [])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        (created(5, 20) | {"op": "x"}, "unknown operation"),
+        (event("c", None, None, 20), "no row"),
+        (event("r", None, None, 20), "no row"),
+        (event("u", {"id": 1, "name": "n"}, None, 20), "no row"),
+    ],
+)
+def test_a_change_that_says_nothing_of_a_row_is_left_out(wrong: dict[str, Any], rule: str) -> None:
+    kpis, lookup, sync, told = read_around(wrong, rule)
+    assert (kpis, lookup, sync) == ({"rows": {"{}": 3.0}}, THREE, THREE)
+    assert [flow for _, flow, _ in told] == ["kpi", "lookup:things", "sync:s"]
+
+
+def test_a_deletion_that_does_not_say_of_what_deletes_nothing() -> None:
+    topic = ChangeTopic({1: envelope_of(ID, NAME)})
+    chunks = [topic.chunk((1, created(1, 10)), (1, event("d", None, None, 20)))]
+    before = dropped("no row")
+    assert topic.lookup("name", chunks=chunks) == topic.sync(chunks) == THREE[:1]
+    assert {flow: n - before[flow] for flow, n in dropped("no row").items()} == {
+        "kpi": 0.0,
+        "lookup:things": 1.0,
+        "sync:s": 1.0,
+    }
+    with pytest.raises(ContractError, match="does not carry the row as it was"):
+        topic.kpis(ROWS, chunks=chunks)
