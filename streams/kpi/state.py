@@ -220,7 +220,8 @@ class KpiProcessor(Processor):
             rows, batch = rows[keep], batch.filter(pa.array(keep))
         events = Events(batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset)
         state = self._partitions[chunk.partition]
-        if state.read_in is not None and not is_envelope(batch.schema):
+        # A chunk of which nothing was decoded, as one of tombstones, does not say what the topic holds.
+        if state.read_in is not None and len(decoded.rows) and not is_envelope(batch.schema):
             state.read_in = None
         waiting = [events]
         while waiting:
@@ -236,7 +237,7 @@ class KpiProcessor(Processor):
                 waiting += [second, first]
         state = self._partitions[chunk.partition]
         if state.read_in is not None:
-            judged = state.read_in.judge(chunk.keys.take(pa.array(rows)), batch)
+            judged = state.read_in.judge(chunk.keys.take(pa.array(rows)), batch) if len(rows) else ()
             events = Events(batch, chunk.offsets[rows], chunk.timestamps[rows], chunk.next_offset, *judged)
             await self._read_in(chunk.partition, state, state.read_in, events)
         metrics.ROWS_OUT.labels(self.flow, self.source).inc(len(rows))

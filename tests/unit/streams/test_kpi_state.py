@@ -1,7 +1,8 @@
-"""Two corners that random runs seldom meet, both about what compaction leaves."""
+"""Corners that random runs seldom meet, most about what compaction leaves."""
 
 from tests.property.streams.test_kpi_contributions import change
 from tests.property.streams.test_kpi_state import COUNT, SPEND, Log, Source, advance, merged, worker
+from tests.unit.streams.change_topic import ID, NAME, ChangeTopic, declared, envelope_of, event
 
 
 def row(key, country="DE"):
@@ -46,3 +47,10 @@ def test_a_repeat_whose_original_was_compacted_counts():
     owner = worker(source, log, [COUNT])
     advance(owner, source, 4)
     assert values(log, COUNT) == {(None, '{"country":"DE"}'): 2.0}
+
+
+def test_a_kpi_that_begins_on_a_compacted_topic_reads_on_over_a_chunk_of_nothing_but_tombstones():
+    rows, topic = declared("count", name="rows"), ChangeTopic({1: envelope_of(ID, NAME)}, unregistered=[1])
+    past = {"id": 1, "name": "n"}
+    chunks = [topic.chunk(None), topic.chunk((1, event("u", past, past, 20))), topic.chunk(None, None)]
+    assert topic.kpis(rows, chunks=chunks, there=4) == {"rows": {"{}": 1.0}}
