@@ -26,7 +26,7 @@ from headrace.kafka.client import consumer_options
 from headrace.kafka.columns import Chunk
 from headrace.kafka.consumer import ColumnarConsumer
 from headrace.kafka.errors import from_client
-from headrace.keyindex import ABSENT, KeyIndex, hash_keys, last_of_each
+from headrace.keyindex import ABSENT, KeyIndex, Keys, hash_keys, last_of_each
 from schemas import envelope
 from schemas.codec import ChunkDecoder, rule_of
 from schemas.left_out import LeftOut
@@ -150,12 +150,28 @@ class LookupTable:
         self._key_type = names.type
         keys, alive = hash_keys([names]), there.to_numpy(zero_copy_only=False)
         last = last_of_each(keys)
+        columns = {name: self._available(name, self._column(after, name), keys) for name in self.lookup.columns}
         first = sum(piece.num_rows for piece in self._pieces)
         written = np.flatnonzero(last & alive)
         self._index.remove(keys.take(np.flatnonzero(last & ~alive)))
         self._index.put(keys.take(written), first + np.arange(len(written)))
-        rows = pa.table({name: self._column(after, name) for name in self.lookup.columns})
+        rows = pa.table(columns)
         self._add(rows if len(written) == len(events) else rows.take(pa.array(written)))
+
+    def _available(self, name: str, column: pa.Array, keys: Keys) -> pa.Array:
+        """The column with the key's value of before in place of one that Debezium could not read (TOAST), null where
+        there is no such value."""
+        away = envelope.unavailable_mask(column).to_numpy(zero_copy_only=False)
+        if not away.any():
+            return column
+        chosen = _last_available(keys, away)
+        rows = np.flatnonzero(chosen < 0)
+        chosen[rows] = len(column) + np.arange(len(rows))
+        found = self._index.locations(keys.take(rows))
+        known = pa.nulls(len(rows))
+        if self._pieces:
+            known = _take([piece.select([name]) for piece in self._pieces], found).column(name).combine_chunks()
+        return pa.concat_arrays([column, known.cast(column.type)]).take(pa.array(chosen))
 
     def _column(self, rows: pa.RecordBatch, name: str) -> pa.Array:
         if name not in rows.schema.names:
@@ -172,6 +188,18 @@ class LookupTable:
             pieces = [_take(pieces, numbers)]
             self._index.put(keys, np.arange(len(numbers)))
         self._pieces = pieces
+
+
+def _last_available(keys: Keys, away: npt.NDArray[np.bool_]) -> Int64:
+    """For each row the last one of its key, up to itself, that is not `away`; -1 where there is none."""
+    order = np.lexsort((keys.low, keys.high))
+    high, low, at = keys.high[order], keys.low[order], np.arange(len(order))
+    begins = np.concatenate(([True], (high[1:] != high[:-1]) | (low[1:] != low[:-1])))
+    first = np.maximum.accumulate(np.where(begins, at, 0))
+    last = np.maximum.accumulate(np.where(away[order], -1, at))
+    chosen = np.empty(len(order), np.int64)
+    chosen[order] = np.where(last >= first, order[last], -1)
+    return chosen
 
 
 def _is_same(one: pa.Array, other: pa.Array) -> bool:

@@ -1,0 +1,42 @@
+"""What a lookup makes of values that Debezium could not read, and of truncations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.envelope import UNAVAILABLE
+from tests.unit.streams.change_topic import ID, NAME, ChangeTopic, envelope_of, event
+
+
+def row(key: int, name: str | None, number: int | None = None) -> dict[str, Any]:
+    return {"id": key, "name": name, "number": number}
+
+
+WIDE = envelope_of(ID, NAME, {"name": "number", "type": ["null", "int"]})
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (3,), (1, 2, 3, 4), (6,)])
+def test_a_value_that_could_not_be_read_stays_what_it_was(cuts: tuple[int, ...]) -> None:
+    events = [
+        event("c", None, row(1, "large"), 10),
+        event("c", None, row(2, "other"), 11),
+        event("u", None, row(1, UNAVAILABLE, 1), 12),
+        event("u", None, row(1, UNAVAILABLE, 2), 13),
+        event("u", None, row(2, "new", 3), 14),
+        event("u", None, row(2, UNAVAILABLE, 4), 15),
+        event("c", None, row(3, "gone"), 16),
+        event("d", row(3, None), None, 17),
+        event("c", None, row(3, UNAVAILABLE), 18),
+        event("u", None, row(4, UNAVAILABLE), 19),
+    ]
+    topic = ChangeTopic({1: WIDE})
+    pieces = zip((0, *cuts), (*cuts, len(events)), strict=True)
+    chunks = [topic.chunk(*((1, e) for e in events[start:stop])) for start, stop in pieces]
+    assert topic.lookup("name", "number", chunks=chunks) == [
+        {"id": 1, "name": "large", "number": 2},
+        {"id": 2, "name": "new", "number": 4},
+        {"id": 3, "name": None, "number": None},
+        {"id": 4, "name": None, "number": None},
+    ]
