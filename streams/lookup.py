@@ -44,6 +44,8 @@ QUIET_SECONDS = 10.0
 EMPTY_SECONDS = 120.0
 # Old versions of rows are thrown away when they outnumber the current ones.
 FEWEST_TO_COMPACT = 4_096
+# Columns beside those of the table, whose names have no dot.
+_PLACE = ("change.position", "change.order")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ class Lookup:
 class LookupTable:
     """Rows by key, in columns: fed with change events, asked with arrays of keys.
 
-    Memory is that of the declared columns, up to twice while versions are replaced, and 32 to 60 bytes a key.
+    Memory is that of the declared columns and of 16 bytes a row, up to twice while versions are replaced, and 32 to 60
+    bytes a key.
+
+    Changes of one key are in one partition, in order. A truncation has no key: it is in any partition, and says nothing
+    about how far the others are. So rows keep the place of their change in the source's log, and the table keeps the
+    place of the latest truncation: no row of before it is there, in whatever order partitions are read.
     """
 
     def __init__(self, lookup: Lookup) -> None:
@@ -71,6 +78,7 @@ class LookupTable:
         # Versions of rows, oldest first; each piece is more than twice as long as the next.
         self._pieces: list[pa.Table] = []
         self._positions: dict[int, envelope.Position] = {}
+        self._floor = envelope.NOWHERE
         # The last answer of `find`: steps ask for the same keys one after the other.
         self._asked: tuple[pa.Array, Int64] | None = None
 
@@ -87,12 +95,41 @@ class LookupTable:
                 "a lookup reads change events of a database table", where=f"{self.lookup.name}: {self.lookup.topic}"
             )
         self.complete = self.complete or not pc.all(_amid_snapshot(events)).as_py()
-        lsn, order = envelope.positions(events)
+        high, low = envelope.positions(events)
         before = self._positions.get(partition, envelope.NOWHERE)
-        fresh = envelope.after_position(lsn, order, before)
-        self._positions[partition] = envelope.highest(lsn, order, before)
+        fresh = envelope.after_position(high, low, before)
+        self._positions[partition] = envelope.highest(high, low, before)
         self._asked = None
-        self._take_over(events if fresh.all() else events.filter(pa.array(fresh)))
+        read = envelope.snapshot_mask(events).to_numpy(zero_copy_only=False)
+        if read.any():
+            # A row that a snapshot read is at the log's end of that time, before any later change.
+            high = np.where(read, envelope.reached(events), high)
+        if not fresh.all():
+            events, high, low = events.filter(pa.array(fresh)), high[fresh], low[fresh]
+        self._take_over(*self._standing(events, high, low))
+
+    def _standing(self, events: pa.RecordBatch, high: Int64, low: Int64) -> tuple[pa.RecordBatch, Int64, Int64]:
+        """The events but truncations that none has taken back, of those among them or before, with their places."""
+        truncated = _truncations(events)
+        if len(truncated):
+            self._raise_floor(envelope.highest(high[truncated], low[truncated], self._floor))
+        if self._floor == envelope.NOWHERE:
+            return events, high, low
+        placed = high >= 0
+        gone = placed & _before(high, low, self._floor)
+        if len(truncated):
+            # Of rows without a place the order in the partition is all there is to go by.
+            gone |= ~placed & (np.arange(len(events)) < truncated[-1])
+            gone[truncated] = True
+        return (events.filter(pa.array(~gone)), high[~gone], low[~gone]) if gone.any() else (events, high, low)
+
+    def _raise_floor(self, floor: envelope.Position) -> None:
+        """Forget the rows of before a truncation; those whose place is not known are older than any."""
+        self._floor = floor
+        keys, numbers = self._index.entries()
+        if self._pieces:
+            high, low = (np.concatenate([p.column(name).to_numpy() for p in self._pieces])[numbers] for name in _PLACE)
+            self._index.remove(keys.take(_before(high, low, floor)))
 
     def find(self, keys: pa.Array) -> Int64:
         """The number of each key's row, negative where there is none (or the key is null). Not to be changed.
@@ -120,7 +157,8 @@ class LookupTable:
         if not self._pieces:
             return pa.RecordBatch.from_pydict({name: pa.nulls(len(keys)) for name in self.lookup.columns})
         found = self.find(keys)
-        rows = _take(self._pieces, found) if len(self._pieces) > 1 else _take_from(self._pieces[0], found)
+        pieces = [piece.drop_columns(list(_PLACE)) for piece in self._pieces]
+        rows = _take(pieces, found) if len(pieces) > 1 else _take_from(pieces[0], found)
         columns = [column.combine_chunks() for column in rows.columns]
         return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
 
@@ -136,11 +174,7 @@ class LookupTable:
                 return keys if not pa.types.is_decimal(mine) or mine.scale == theirs.scale else None
         return keys if mine == theirs else None
 
-    def _take_over(self, events: pa.RecordBatch) -> None:
-        truncated = np.flatnonzero(pc.equal(envelope.operations(events), "t").to_numpy(zero_copy_only=False))
-        if len(truncated):
-            self._index.clear()
-            events = events.slice(int(truncated[-1]) + 1)
+    def _take_over(self, events: pa.RecordBatch, high: Int64, low: Int64) -> None:
         if not len(events):
             return
         after, before = envelope.row_batch(events, "after"), envelope.row_batch(events, "before")
@@ -155,7 +189,7 @@ class LookupTable:
         written = np.flatnonzero(last & alive)
         self._index.remove(keys.take(np.flatnonzero(last & ~alive)))
         self._index.put(keys.take(written), first + np.arange(len(written)))
-        rows = pa.table(columns)
+        rows = pa.table(columns | dict(zip(_PLACE, (high, low), strict=True)))
         self._add(rows if len(written) == len(events) else rows.take(pa.array(written)))
 
     def _available(self, name: str, column: pa.Array, keys: Keys) -> pa.Array:
@@ -188,6 +222,17 @@ class LookupTable:
             pieces = [_take(pieces, numbers)]
             self._index.put(keys, np.arange(len(numbers)))
         self._pieces = pieces
+
+
+def _truncations(events: pa.RecordBatch) -> Int64:
+    """The numbers of the truncations among the events."""
+    mask = pc.fill_null(pc.equal(envelope.operations(events), "t"), False)
+    return np.flatnonzero(mask.to_numpy(zero_copy_only=False))
+
+
+def _before(high: Int64, low: Int64, floor: envelope.Position) -> npt.NDArray[np.bool_]:
+    mask: npt.NDArray[np.bool_] = (high < floor.high) | ((high == floor.high) & (low < floor.low))
+    return mask
 
 
 def _last_available(keys: Keys, away: npt.NDArray[np.bool_]) -> Int64:

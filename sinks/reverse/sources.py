@@ -28,6 +28,8 @@ from schemas.left_out import LeftOut
 from sinks.reverse.declaration import Source, Sync
 from sinks.reverse.fold import Event, Values
 
+_TRUNCATED = "delete them there; a row that the source writes again is sent when it differs from what was sent last"
+
 
 @dataclass
 class Watermark:
@@ -96,6 +98,10 @@ class Reader:
         if len(keep) and not keep.all():
             dropped["repeat"] = int((~keep).sum())
             batch, rows = batch.filter(pa.array(keep)), rows[keep]
+        if changes and (truncated := pc.sum(pc.equal(envelope.operations(batch), "t")).as_py()):
+            # Rows do not know their place in the source's log, so which of them it takes back cannot be told.
+            dropped["truncation"] = truncated
+            self._left_out.tell("the table was truncated, and its rows stay in the target", _TRUNCATED)
         events: list[tuple[int, Event]] = []
         for index, source in self._sources if len(batch) else ():
             one = self._changes if changes else self._pivot if source.pivot else self._rows

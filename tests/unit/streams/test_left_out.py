@@ -104,3 +104,14 @@ def test_a_deletion_that_does_not_say_of_what_deletes_nothing() -> None:
     }
     with pytest.raises(ContractError, match="does not carry the row as it was"):
         topic.kpis(ROWS, chunks=chunks)
+
+
+def test_a_truncation_is_told_of_by_a_sync_which_cannot_follow_it() -> None:
+    topic = ChangeTopic({1: envelope_of(ID, NAME)})
+    truncation = event("t", None, None, 20)
+    chunks = [topic.chunk((1, created(1, 10)), (1, truncation)), topic.chunk((1, truncation), (1, created(2, 30)))]
+    before = dropped("truncation")
+    with capture_logs() as logs:
+        assert topic.sync(chunks) == THREE[:2]
+    assert dropped("truncation")["sync:s"] - before["sync:s"] == 1, "the second is a repeat"
+    assert [entry["log_level"] for entry in logs if "truncated" in entry.get("reason", "")] == ["error"]

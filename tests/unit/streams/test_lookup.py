@@ -40,3 +40,33 @@ def test_a_value_that_could_not_be_read_stays_what_it_was(cuts: tuple[int, ...])
         {"id": 3, "name": None, "number": None},
         {"id": 4, "name": None, "number": None},
     ]
+
+
+def created(key: int, lsn: int) -> tuple[int, dict[str, Any]]:
+    return 1, event("c", None, row(key, "n"), lsn)
+
+
+def read(key: int, lsn: int) -> tuple[int, dict[str, Any]]:
+    return 1, event("r", None, row(key, "n"), lsn, snapshot="true")
+
+
+@pytest.mark.parametrize("truncation_first", [True, False])
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_truncation_takes_back_what_was_before_it_in_every_partition(truncation_first: bool, cut: bool) -> None:
+    topic = ChangeTopic({1: WIDE})
+    own = topic.chunk(read(5, 20), created(1, 30), (1, event("t", None, None, 100)), created(2, 300))
+    rows = [read(6, 40), created(3, 10), created(4, 200), read(7, 250), (1, event("d", row(4, None), None, 260))]
+    others = [topic.chunk(r, partition=1) for r in rows] if cut else [topic.chunk(*rows, partition=1)]
+    chunks = [own, *others] if truncation_first else [*others, own]
+    assert [r["id"] for r in topic.lookup("name", chunks=chunks)] == [2, 7]
+
+
+def test_a_table_is_filled_again_after_a_truncation() -> None:
+    topic = ChangeTopic({1: WIDE})
+    chunks = [
+        topic.chunk(created(1, 10), created(2, 11)),
+        topic.chunk((1, event("t", None, None, 20))),
+        topic.chunk(created(2, 30)),
+    ]
+    assert topic.lookup("name", chunks=chunks[:2]) == []
+    assert [r["id"] for r in topic.lookup("name", chunks=chunks)] == [2]
