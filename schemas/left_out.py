@@ -53,7 +53,7 @@ def uncountable(batch: pa.RecordBatch, topic: str, *, whole: bool) -> Iterator[t
 
 
 class LeftOut:
-    """What one flow leaves out of one topic. Each reason is logged once in a process. `whole` as for `uncountable`."""
+    """What one flow leaves out of one topic. Each reason is logged once. `whole` as for `uncountable`."""
 
     def __init__(self, flow: str, topic: str, *, whole: bool = False) -> None:
         self._whole = whole

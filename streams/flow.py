@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from headrace import metrics
 from headrace.config import KafkaSettings
-from headrace.errors import ConfigError, IdentityError
+from headrace.errors import ConfigError, ContractError, IdentityError
 from headrace.kafka.admin import topic_ids
 from headrace.kafka.columns import Chunk
 from schemas import coordinates, envelope
@@ -207,9 +207,15 @@ class AgentFlow(Processor):
             keep = keep & above.to_numpy(zero_copy_only=False)
         elif envelope.is_envelope(batch.schema) and len(rows):
             strange = foreign(batch, self.source)
-            unplaced = envelope.unplaced(batch) & ~strange
-            told = ~(strange | unplaced)
-            lsn, order = envelope.positions(batch if told.all() else batch.filter(pa.array(told)))
+            told = ~strange
+            try:
+                lsn, order = envelope.positions(batch.filter(pa.array(told)) if strange.any() else batch)
+            except ContractError:
+                unplaced = envelope.unplaced(batch) & told
+                if not unplaced.any():
+                    raise
+                told &= ~unplaced
+                lsn, order = envelope.positions(batch.filter(pa.array(told)))
             repeated[told] = ~envelope.after_position(lsn, order, position)
             position = envelope.highest(lsn, order, position)
             repeated &= keep
