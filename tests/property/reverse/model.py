@@ -157,6 +157,8 @@ class FakeConsumer:
 class FakeReader:
     def __init__(self, *_: Any) -> None: ...
 
+    def learn(self, ids: object) -> None: ...
+
     def read(self, chunk: FakeChunk, mark: Watermark) -> Read:
         mark.offset = max(mark.offset, chunk.next_offset)
         return Read([event for event in chunk.events if event is not None], {})
