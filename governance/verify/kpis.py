@@ -185,7 +185,8 @@ def recompute(lake: Lake, table: Table, kpi: Kpi, cut: Cut) -> dict[Key, float |
     """The KPI's values over the table's rows below the cut."""
     if not table.columns:
         return {}
-    images = _change_images(lake, table, cut) if "op" in table.columns and "source" in table.columns else None
+    changes = {"op", "source"} <= table.columns.keys()
+    images = _change_images(lake, table, kpi.source, cut) if changes else None
     floating = _is_floating(table.columns["after" if images else kpi.field], kpi.field) if kpi.field else False
     sql = f"WITH {images or _event_images(lake, table, cut)}, {_counted(kpi)} {_measured(kpi, floating=floating)}"
     out: dict[Key, float | None] = {}
@@ -234,8 +235,9 @@ _BINLOG = (
 )
 
 
-def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
-    """A change takes its row before away and adds its row after; repeats and stale snapshot rows do neither."""
+def _change_images(lake: Lake, table: Table, topic: str, cut: Cut) -> str:
+    """A change takes its row before away and adds its row after; repeats and stale snapshot rows do neither, nor does
+    what bronze keeps though it is no change of the table: see `_countable`."""
     position, snapshot = _BINLOG if ", pos " in table.columns["source"] else _WAL
     return f"""log AS (
         SELECT _kafka_partition AS p, _offset AS o, epoch_us(_timestamp) AS arrived, op,
@@ -243,7 +245,7 @@ def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
                op = 'r' AND coalesce(source.snapshot, '') <> 'incremental' AS read_whole,
                op = 't' OR (op = 'r' AND coalesce(source.snapshot, '') = 'incremental') AS ignored,
                {snapshot} AS snapshot
-        FROM {lake.scan(table)} WHERE {_below(cut)} AND op IS NOT NULL
+        FROM {lake.scan(table)} WHERE {_below(cut)} AND {_countable(table, topic)}
     ), seen AS (
         SELECT *, max(pos) OVER ({EARLIER}) AS highest,
                max(CASE WHEN read_whole THEN snapshot END) OVER ({EARLIER}) AS newest
@@ -262,6 +264,28 @@ def _change_images(lake: Lake, table: Table, cut: Cut) -> str:
         SELECT p, o, 1 AS seq, 1 AS sign, segment, segments, arrived, new AS row_data
         FROM fresh WHERE op IN ('c', 'u', 'r') AND new IS NOT NULL
     )"""
+
+
+def _countable(table: Table, topic: str) -> str:
+    """A change of the topic's table, of an operation that Debezium has, with its row and its place in the log."""
+    source = table.columns["source"]
+    has = {name: re.search(rf'(?:\(|, )"?{name}"? ', source) is not None for name in ("schema", "db", "table")}
+    own = "true"
+    if has["table"] and (has["schema"] or has["db"]):
+        schema = "schema" if has["schema"] else "db"
+        said = f"""source."{schema}" || '.' || source."table\""""
+        # Characters that a topic's name may not have are `_`, two where they are two of Java's.
+        wide = f"regexp_replace({said}, '[\\x{{10000}}-\\x{{10FFFF}}]', '__', 'g')"
+        own = f"coalesce(ends_with('.{topic}', '.' || regexp_replace({wide}, '[^A-Za-z0-9._-]', '_', 'g')), true)"
+    if ", pos " in source:
+        place = "source.file IS NOT NULL AND source.pos IS NOT NULL"
+    else:
+        place = (
+            """"transaction".total_order IS NOT NULL AND (regexp_matches(source.sequence, '^\\s*\\[\\s*"[0-9]')"""
+            """ OR (regexp_matches(source.sequence, '^\\s*\\[\\s*null') AND source.lsn IS NOT NULL))"""
+        )
+    row = """CASE WHEN op IN ('c', 'u', 'r') THEN "after" IS NOT NULL ELSE op IN ('d', 't') END"""
+    return f"{own} AND {row} AND (op = 'r' OR coalesce({place}, false))"
 
 
 def _counted(kpi: Kpi) -> str:

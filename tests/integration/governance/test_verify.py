@@ -64,6 +64,8 @@ ENVELOPE = {
                     {"name": "sequence", "type": ["null", "string"], "default": None},
                     {"name": "txId", "type": ["null", "long"], "default": None},
                     {"name": "lsn", "type": ["null", "long"], "default": None},
+                    {"name": "schema", "type": ["null", "string"], "default": None},
+                    {"name": "table", "type": ["null", "string"], "default": None},
                 ],
             },
         },
@@ -99,7 +101,8 @@ BRONZE = pa.schema(
         (
             "source",
             pa.struct(
-                [("snapshot", pa.string()), ("sequence", pa.string()), ("txId", pa.int64()), ("lsn", pa.int64())]
+                [(name, pa.string()) for name in ("snapshot", "sequence", "schema", "table")]
+                + [(name, pa.int64()) for name in ("txId", "lsn")]
             ),
         ),
         ("op", pa.string()),
@@ -307,6 +310,26 @@ def test_kpis_are_recomputed_with_retractions_and_without_repeats(world: World, 
         (start.second, group): value for (start, group), value in recompute(lake, bronze, windowed, {0: 9}).items()
     }  # type: ignore[union-attr]
     assert found == {(0, '{"country":"FR"}'): 22.5, (4, '{"country":"FR"}'): 20.0, (4, '{"country":"DE"}'): 1.0}
+
+
+def test_what_is_no_change_of_the_table_counts_for_no_kpi(world: World, tmp_path: Path) -> None:
+    """Bronze keeps them; each would count, or make the change behind them a repeat."""
+    strange = [change("c", None, row(n), 500, 1) for n in range(10, 15)] + [change("c", None, None, 500, 1)]
+    strange[0]["source"] |= {"schema": "public", "table": "of another"}
+    strange[1]["source"] |= {"sequence": None}
+    strange[2]["transaction"] = None
+    strange[3]["source"] |= {"sequence": "[null,null]", "lsn": None}
+    strange[4]["op"] = "m"
+    last = change("c", None, row(20, "7.50"), 450, 1)
+    last["source"] |= {"schema": "public", "table": world.topic.rpartition(".")[2]}
+    at = {"_kafka_partition": 0, "_timestamp": START}
+    for offset, c in enumerate([*strange, last], start=9):
+        world.bronze.append({**c, "before": None, "after": as_lake(c["after"]), **at, "_offset": offset})
+    lake = world.lake(tmp_path)
+    bronze = lake.table("bronze.t")
+    assert bronze is not None
+    kpi = KPI.model_copy(update={"source": world.topic})
+    assert recompute(lake, bronze, kpi, {0: 16}) == {(None, '{"country":"FR"}'): 50.0}
 
 
 def test_counts_leave_nulls_out_and_averages_add_up(world: World, tmp_path: Path) -> None:
