@@ -118,6 +118,7 @@ class History(RuleBasedStateMachine):
         self.time = 1000
         self.truncated = 0
         self.alive: set[int] = set()
+        self.cleared: set[int] = set()
         self.restart()
 
     def teardown(self) -> None:
@@ -128,7 +129,8 @@ class History(RuleBasedStateMachine):
     @rule(events=st.lists(CHANGE, min_size=1, max_size=10))
     def changes(self, events: list[tuple[int, str, str, int]]) -> None:
         for key, op, name, later in events:
-            if op in "uxr" and key not in self.alive:
+            # What is read after a truncation was written after it: that change is before it in the partition.
+            if (op in "uxr" and key not in self.alive) or (op == "R" and key in self.cleared):
                 op = "c"
             self.lsn += 1
             self.clock += 15 * later
@@ -140,6 +142,7 @@ class History(RuleBasedStateMachine):
                 continue
             self.add(key % PARTITIONS, change("u" if op == "x" else op, row, self.lsn))
             self.alive = self.alive - {key} if op == "d" else self.alive | {key}
+            self.cleared.discard(key)
 
     @rule(partition=st.integers(0, PARTITIONS - 1))
     def truncate(self, partition: int) -> None:
@@ -148,6 +151,7 @@ class History(RuleBasedStateMachine):
         times = [event["source"]["ts_ms"] for events in self.log for event in events]
         self.time = max([self.time, *times]) + 1
         self.alive.clear()
+        self.cleared = set(range(6))
         self.add(partition, change("t", None, self.lsn))
         self.truncated = self.time
 
