@@ -74,7 +74,7 @@ def test_late_rows_changes_and_unknown_keys(site: Site) -> None:
 
     def send_devices(rows: list[tuple[str, Any, Any, int]]) -> None:
         batch = changes(rows, DEVICE, "public.devices")
-        avro = avro_schema(batch.schema, "Envelope")
+        avro = avro_schema(batch.schema, "Envelope") | {"namespace": devices_of(site)}
         values = Encoder(avro, oracle.register(devices_of(site), avro)).encode(batch).to_pylist()
         oracle.produce(devices_of(site), [(1, b"key", value) for value in values])
 
