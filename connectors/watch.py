@@ -23,6 +23,7 @@ from connectors.workers import divided
 from headrace.config import Settings
 from headrace.errors import HeadraceError
 from headrace.kafka import admin
+from schemas.names import prefix_of
 from schemas.registry import Registry
 
 CHUNK_SIZE = "incremental.snapshot.chunk.size"
@@ -141,7 +142,8 @@ class Watch:
                 flaw = f"{where}: {what}: {mend}; then headrace connect resnapshot {status.name}"
         heartbeat = f"{config.get('topic.heartbeat.prefix', '__debezium-heartbeat')}.{prefix}"
         signals = f"{prefix}.{config.get(SIGNAL_TABLE, '')}"
-        tables = [t for t in topics if t.startswith(f"{prefix}.") and t.count(".") >= prefix.count(".") + 2]
+        prefixes = {one.get("topic.prefix", "") for one in self.configs.values()}
+        tables = [t for t in topics if prefix_of(t, prefixes) == prefix]
         asked = [topic for topic in (*tables, heartbeat) if topic != signals]
         newest = _tried(lambda: admin.newest_timestamps(self._settings.kafka, asked), problems) or {}
         times = {topic: at / 1000 for topic, at in newest.items()}

@@ -10,7 +10,7 @@ from typing import Self
 
 from headrace.errors import ConfigError
 from schemas.contracts import ContractSet, load_contracts
-from schemas.names import SIGNAL_TABLE
+from schemas.names import prefix_of
 
 CONNECTORS = Path("connectors") / "debezium"
 
@@ -32,13 +32,7 @@ class Captured:
         if not isinstance(topic, str):
             return False
         contract = self.contracts.by_topic.get(topic)
-        return (contract is not None and contract.is_cdc) or self._is_of_connector(topic)
-
-    def _is_of_connector(self, topic: str) -> bool:
-        """Whether a topic is `<prefix>.<schema>.<table>`."""
-        if topic.endswith(f".{SIGNAL_TABLE}"):
-            return False
-        return any(topic.startswith(f"{p}.") and topic.count(".") >= p.count(".") + 2 for p in self.prefixes)
+        return (contract is not None and contract.is_cdc) or prefix_of(topic, self.prefixes) is not None
 
 
 def change_prefixes(folders: Iterable[Path]) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Literal
 
 # Through it connectors are told to read tables again; its rows are nobody's data.
@@ -14,6 +15,16 @@ NAMESPACES = ("bronze", "silver", "gold", "ops")
 def table_name(namespace: str, topic: str) -> str:
     """`("bronze", "shop.public.orders")` -> `bronze.shop_public_orders`."""
     return f"{namespace}.{re.sub(r'[^A-Za-z0-9]', '_', topic)}"
+
+
+def prefix_of(topic: str, prefixes: Iterable[str]) -> str | None:
+    """Which of these `topic.prefix`es the connector has whose table's changes a topic holds, that is named
+    `<prefix>.<schema>.<table>`; None for all other topics, signals among them. Where one prefix begins with another,
+    the longer one has the topics of both."""
+    prefix = max((p for p in prefixes if topic.startswith(f"{p}.")), key=len, default=None)
+    if prefix is None or topic.endswith(f".{SIGNAL_TABLE}") or topic.count(".") < prefix.count(".") + 2:
+        return None
+    return prefix
 
 
 def is_topic_of(topic: str, table: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import fastavro
 import httpx
 
+from governance.verify.values import Form, reader_of
 from headrace.errors import DecodeError, UnavailableError
 
 
@@ -29,6 +30,7 @@ class Schemas:
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(base_url=url, timeout=10)
         self._parsed: dict[int, Any] = {}
+        self._readers: dict[int, Form] = {}
 
     def parsed(self, schema_id: int) -> Any:
         """Raises `DecodeError` when the registry does not know the id, `UnavailableError` when it does not answer."""
@@ -57,3 +59,11 @@ class Schemas:
         if body.tell() != len(payload) - 5:
             raise DecodeError("trailing bytes")
         return value, schema
+
+    def read(self, payload: bytes) -> tuple[Any, Any]:
+        """As `decode`, the value in canonical form."""
+        value, schema = self.decode(payload)
+        number = int.from_bytes(payload[1:5], "big")
+        if number not in self._readers:
+            self._readers[number] = reader_of(schema)
+        return self._readers[number](value), schema

@@ -26,7 +26,6 @@ from governance.verify.lake import Lake, Table
 from governance.verify.postgres import OPTIONS, Forms, types_of
 from governance.verify.report import Check
 from governance.verify.states import META, NOWHERE, Keyed, Keyless, is_incremental, sent
-from governance.verify.values import from_avro
 from headrace.errors import DecodeError, UnavailableError
 from headrace.mysql import is_mysql
 from schemas.envelope import UNSEEN_MS, row_schema
@@ -141,13 +140,13 @@ def _changes(
             if record.value is None:
                 continue
             try:
-                value, schema = schemas.decode(record.value)
+                event, schema = schemas.read(record.value)
             except DecodeError:
                 continue
             if not (isinstance(schema, dict) and is_schema_of(topic, schema.get("name", ""))):
                 continue
             fields = {field["name"]: field for field in row_schema(schema)["fields"]}
-            found.append((record, from_avro(value, schema) | {"schema": schema, "fields": fields}))
+            found.append((record, event | {"schema": schema, "fields": fields}))
         start[partition] = max(high, offset)
     return found
 
@@ -250,7 +249,8 @@ def check_current(
                 applied[record.partition] = position
             fields, place = event["fields"], _place(event)
             # Also by a change that the database's rows are too old for: `compared` knows the columns that they have.
-            state.fill(compared(added.learn(fields)))
+            if learned := added.learn(fields):
+                state.fill(compared(learned))
             event |= {side: compared(added.filled(row, fields)) for side, row in _rows(event).items()}
             if not state.stale(event) and (event["op"] == "r" or database.visible.shows(event)):
                 state.apply(record, event, place)

@@ -24,7 +24,6 @@ from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader
 from governance.verify.lake import Lake, Table
 from governance.verify.report import Check
-from governance.verify.values import from_avro
 from headrace.errors import UnavailableError
 from schemas.contracts import ContractSet
 from schemas.kpis import Kpi
@@ -72,8 +71,7 @@ def read_published(kafka: KafkaReader, schemas: Schemas, lake: Lake) -> dict[str
         for record in kafka.read(VALUES, partition, low, high):
             if record.value is None:
                 continue
-            value, schema = schemas.decode(record.value)
-            fold(from_avro(value, schema))
+            fold(schemas.read(record.value)[0])
     return found
 
 

@@ -11,7 +11,7 @@ from governance.verify.kafka import KafkaReader, Record
 from governance.verify.lake import Lake, Table
 from governance.verify.ledger import Ledger, first_appearances
 from governance.verify.report import Check, coordinates
-from governance.verify.values import difference, from_avro
+from governance.verify.values import difference
 from headrace.errors import DecodeError
 
 KAFKA_COLUMNS = ("_kafka_partition", "_offset", "_timestamp", "_key")
@@ -48,10 +48,10 @@ def check_bronze(
         if record.value is None:
             return difference({}, _values(row))
         try:
-            value, schema = schemas.decode(record.value)
+            value, _ = schemas.read(record.value)
         except DecodeError as e:
             return f"it does not decode ({e.what}) and yet is in the table"
-        return difference(from_avro(value, schema), _values(row))
+        return difference(value, _values(row))
 
     for partition in range(partitions):
         low, high = kafka.bounds(topic, partition)
@@ -182,8 +182,7 @@ def check_upsert(
         for record in kafka.read(topic, partition, low, below):
             if record.value is None:
                 continue
-            value, schema = schemas.decode(record.value)
-            row = from_avro(value, schema)
+            row, _ = schemas.read(record.value)
             at = tuple(row.get(name) for name in key)
             if at not in newest or row.get("revision", record.offset) >= newest[at][0]:
                 newest[at] = (row.get("revision", record.offset), record, row)

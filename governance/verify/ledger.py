@@ -8,7 +8,6 @@ from typing import Any
 
 from governance.verify.avro import Schemas
 from governance.verify.kafka import KafkaReader, Record
-from governance.verify.values import from_avro
 from headrace.errors import DecodeError
 
 QUARANTINE = "ops.quarantine"
@@ -85,10 +84,9 @@ def first_appearances(
         if record.value is None:
             continue
         try:
-            value, schema = schemas.decode(record.value)
+            row, _ = schemas.read(record.value)
         except DecodeError as e:
             raise DecodeError(e.what, where=f"{record.topic}/{record.partition}/{record.offset}") from e
-        row = from_avro(value, schema)
         at, place = lane(row), (row["source_offset"], row.get("source_index", 0))
         if place > highest.get(at, (-1, -1)):
             highest[at] = place

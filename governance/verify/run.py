@@ -6,10 +6,8 @@ from what the pipeline says it does: a topic that no table holds is an offence.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 
 from governance.verify.agents import check_agent
 from governance.verify.avro import Schemas
@@ -22,36 +20,14 @@ from governance.verify.landed import check_bronze, check_derived, check_upsert
 from governance.verify.ledger import Ledger
 from governance.verify.report import Check, Report
 from headrace.config import Settings
-from headrace.errors import ConfigError, TerminalError
+from headrace.errors import TerminalError
+from schemas.captured import change_prefixes
 from schemas.contracts import Contract, ContractSet, load_contracts
 from schemas.kpis import load_kpis
-from schemas.names import SIGNAL_TABLE, table_name
+from schemas.names import prefix_of, table_name
 from streams.app import load_agents
 
 Progress = Callable[[str], None]
-
-
-def captured_prefixes(folders: Iterable[Path]) -> list[str]:
-    """`topic.prefix` of every connector file."""
-    found = []
-    for folder in folders:
-        for path in sorted((folder / "connectors" / "debezium").glob("*.json")):
-            try:
-                data = json.loads(path.read_text())
-            except ValueError as e:
-                raise ConfigError(f"is not JSON: {e}", where=str(path)) from e
-            config = data.get("config", data)
-            if prefix := config.get("topic.prefix"):
-                found.append(prefix)
-    return found
-
-
-def change_topics(topics: Iterable[str], prefixes: Iterable[str]) -> list[str]:
-    """Topics of captured tables: `<prefix>.<schema>.<table>`, without the signalling table's, which is not landed."""
-    topics = [t for t in topics if not t.endswith(f".{SIGNAL_TABLE}")]
-    return sorted(
-        t for t in topics if any(t.startswith(f"{p}.") and t.count(".") >= p.count(".") + 2 for p in prefixes)
-    )
 
 
 class Verification:
@@ -65,7 +41,7 @@ class Verification:
         self.schemas = Schemas(settings.registry.url)
         self.lake = Lake(settings.lake)
         self.contracts: ContractSet = load_contracts(settings.content)
-        self.prefixes = captured_prefixes(settings.content)
+        self.prefixes = change_prefixes(settings.content)
 
     def run(self, only: Iterable[str] = (), *, kpis: bool = True) -> Report:
         """`only` keeps the checks whose flow contains one of the given texts.
@@ -96,8 +72,9 @@ class Verification:
                 return
             checks.append(failed)
 
-        for topic in change_topics(topics, self.prefixes):
-            self._cdc(add, topic, topics[topic])
+        for topic in sorted(topics):
+            if (prefix := prefix_of(topic, self.prefixes)) is not None:
+                self._cdc(add, topic, topics[topic], self.settings.databases.get(prefix), prefix)
         for contract in self.contracts:
             if contract.is_cdc or contract.topic not in topics:
                 continue
@@ -160,12 +137,10 @@ class Verification:
         self.lake.refresh()
         return self.lake.table(name)
 
-    def _cdc(self, add: Callable[..., None], topic: str, partitions: int) -> None:
+    def _cdc(self, add: Callable[..., None], topic: str, partitions: int, url: str | None, prefix: str) -> None:
         self._bronze(add, topic, partitions)
         contract = self.contracts.by_topic.get(topic)
         name = (contract and contract.storage and contract.storage.table) or table_name("silver", topic)
-        prefix = next(p for p in self.prefixes if topic.startswith(f"{p}."))
-        url = self.settings.databases.get(prefix)
         schema, source = topic.split(".")[-2:]
 
         def check() -> Check:

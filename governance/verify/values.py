@@ -14,27 +14,31 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
+from types import NoneType
 from typing import Any
 from uuid import UUID
+
+Form = Callable[[Any], Any]
 
 EPOCH = datetime(1970, 1, 1)
 _LAST_MILLI = datetime.max.replace(microsecond=999_000)
 EXACT = Context(prec=200_000, Emax=10**10, Emin=-(10**10))
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
 VARIABLE = "io.debezium.data.VariableScaleDecimal"
+_AS_THEY_ARE = frozenset((NoneType, bool, int, str, bytes))
 
 
 def canonical(value: Any) -> Any:
     """Times in UTC, numbers by value, NaN equal to itself, records without their null fields."""
+    if type(value) in _AS_THEY_ARE:
+        return value
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    if isinstance(value, bool) or value is None:
-        return value
     if isinstance(value, float):
         return "NaN" if math.isnan(value) else value
     if isinstance(value, Decimal):
         return value.normalize(EXACT) if value.is_finite() else str(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return {k: c for k, v in value.items() if (c := canonical(v)) is not None}
     if isinstance(value, list | tuple):
         return [canonical(v) for v in value]
@@ -103,7 +107,7 @@ def _zoned(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-_SEMANTIC: dict[str, Callable[[Any], Any]] = {
+_SEMANTIC: dict[str, Form] = {
     "io.debezium.time.Date": _date,
     "io.debezium.time.Timestamp": lambda v: _microseconds(v * 1000) if v < 253402300800000 else _LAST_MILLI,
     "io.debezium.time.MicroTimestamp": _microseconds,
@@ -113,56 +117,56 @@ _SEMANTIC: dict[str, Callable[[Any], Any]] = {
     "io.debezium.time.NanoTime": lambda v: _clock(v // 1000),
     "io.debezium.time.ZonedTimestamp": _zoned,
 }
+# Types whose values have one form only.
+_PLAIN: dict[str, Form] = dict.fromkeys(("boolean", "int", "long", "string", "bytes"), lambda value: value)
 
 
-def from_avro(value: Any, schema: Any, names: dict[str, Any] | None = None) -> Any:
-    """A fastavro value in canonical form, by its writer schema."""
-    names = {} if names is None else names
+def reader_of(schema: Any) -> Form:
+    """What puts values of a writer schema, as fastavro gives them, into canonical form. Made once for many values."""
+    return _reader(schema, {})
+
+
+def _reader(schema: Any, names: dict[str, Form]) -> Form:
+    """`names` are the readers of the named types that the schema has defined so far."""
     if isinstance(schema, str):
-        return from_avro(value, names[schema], names) if schema in names else canonical(value)
+        # A type may hold itself: its reader is looked up when there is a value.
+        return (lambda value: names[schema](value)) if schema in names else _PLAIN.get(schema, canonical)
     if isinstance(schema, list):
-        return _from_union(value, schema, names)
-    kind = schema["type"]
-    if kind in ("record", "enum", "fixed"):
-        names[schema["name"]] = schema
+        branches = [_reader(branch, names) for branch in schema if branch != "null"]
+        return _nullable(branches[0]) if len(branches) == 1 else canonical
+    kind, semantic = schema["type"], _SEMANTIC.get(schema.get("connect.name", ""))
     if kind == "record":
-        for field in schema["fields"]:
-            _learn(field["type"], names)
-        if value is None:
-            return None
-        if schema.get("connect.name") == VARIABLE:
-            return variable(value)
-        pairs = ((f["name"], from_avro(value[f["name"]], f["type"], names)) for f in schema["fields"])
-        return {name: v for name, v in pairs if v is not None}
-    if value is None:
-        return None
-    if (semantic := _SEMANTIC.get(schema.get("connect.name", ""))) is not None:
-        return canonical(semantic(value))
+        return _record(schema, names)
+    if kind in ("enum", "fixed"):
+        names[schema["name"]] = canonical
+    if semantic is not None:
+        return lambda value: canonical(semantic(value))
     if schema.get("logicalType") == "decimal" or schema.get("connect.name") == DECIMAL:
-        return _decimal(value, schema)
+        return lambda value: _decimal(value, schema)
     if kind == "array":
-        return [from_avro(item, schema["items"], names) for item in value]
-    if kind == "float":
-        return canonical(single(value))
+        item = _reader(schema["items"], names)
+        return lambda value: [item(one) for one in value]
     if kind == "map":
-        return {k: from_avro(v, schema["values"], names) for k, v in value.items()}
-    return canonical(value)
+        inner = _reader(schema["values"], names)
+        return lambda value: {key: inner(one) for key, one in value.items()}
+    if kind == "float":
+        return lambda value: canonical(single(value))
+    return canonical if "logicalType" in schema else _PLAIN.get(kind, canonical)
 
 
-def _learn(schema: Any, names: dict[str, Any]) -> None:
-    """Named types are defined at their first use, which may be in a branch that holds no value here."""
-    for branch in schema if isinstance(schema, list) else [schema]:
-        if isinstance(branch, dict) and branch.get("type") in ("record", "enum", "fixed"):
-            names.setdefault(branch["name"], branch)
-            for field in branch.get("fields", ()):
-                _learn(field["type"], names)
+def _record(schema: Mapping[str, Any], names: dict[str, Form]) -> Form:
+    fields: list[tuple[str, Form]] = []
+
+    def read(value: Any) -> Any:
+        return {name: v for name, form in fields if (v := form(value[name])) is not None}
+
+    names[schema["name"]] = variable if schema.get("connect.name") == VARIABLE else read
+    fields.extend((field["name"], _reader(field["type"], names)) for field in schema["fields"])
+    return names[schema["name"]]
 
 
-def _from_union(value: Any, schema: list[Any], names: dict[str, Any]) -> Any:
-    branches = [branch for branch in schema if branch != "null"]
-    if value is None:
-        return None
-    return from_avro(value, branches[0], names) if len(branches) == 1 else canonical(value)
+def _nullable(form: Form) -> Form:
+    return lambda value: None if value is None else form(value)
 
 
 def single(value: float) -> float:

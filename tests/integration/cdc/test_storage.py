@@ -20,7 +20,7 @@ from governance.verify import history
 from governance.verify.kafka import KafkaReader
 from governance.verify.lake import Lake
 from headrace.config import Settings
-from headrace.lake import answer
+from headrace.lake import answer, open_duckdb
 from schemas.envelope import UNAVAILABLE
 from sinks.iceberg.compact import FILES_TO_MERGE
 from tests.integration.cdc.capture import Capture, captured
@@ -265,13 +265,15 @@ def check_history(capture: Capture, table: str, moments: list[Moment]) -> None:
     assert counted(history, names) == counted(want, names)
     times = {t for row in history if row["_op"] != "r" for t in (row["valid_from"], row["valid_to"]) if t}
     assert not [t for t in times if not any(m.since <= t <= m.at for m in moments)]
-    name = capture.table_name(table)
     assert len(moments) > 10
-    for moment in moments:
-        columns = ", ".join(moment.columns[table])
-        valid = f"valid_from <= '{moment.at}' AND (valid_to IS NULL OR valid_to > '{moment.at}')"
-        found = answer(capture.settings.lake, f"SELECT {columns} FROM {name}_history WHERE {valid} ORDER BY id")
-        assert found.rows == moment.rows[table], moment
+    with open_duckdb(capture.settings.lake) as db:
+        location = existing(capture, f"{table}_history").metadata_location
+        db.execute(f"CREATE TABLE history AS FROM iceberg_scan('{location}')")
+        for moment in moments:
+            columns = ", ".join(moment.columns[table])
+            valid = f"valid_from <= '{moment.at}' AND (valid_to IS NULL OR valid_to > '{moment.at}')"
+            found = db.execute(f"SELECT {columns} FROM history WHERE {valid} ORDER BY id").fetchall()
+            assert found == moment.rows[table], moment
 
 
 def counted(rows: Iterable[Row], names: Sequence[str]) -> Counter[str]:

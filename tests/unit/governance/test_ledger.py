@@ -40,14 +40,14 @@ class Kafka:
 
 
 def held(kafka: Kafka) -> dict[int, str]:
-    ledger = Ledger(cast(KafkaReader, kafka), cast(Schemas, SimpleNamespace(decode=kafka.decode)))
+    ledger = Ledger(cast(KafkaReader, kafka), cast(Schemas, SimpleNamespace(read=kafka.decode)))
     return {offset: entry.rule for offset, entry in ledger.offsets("bronze", "t", 0).items()}
 
 
 def test_records_of_a_topic_made_anew_are_neither_replays_nor_taken_for_those_before() -> None:
     rows: list[tuple[int, str | None]] = [(4, None), (7, "old"), (8, "old"), (7, "new"), (8, "old"), (7, "new")]
     kafka = Kafka(rows, "new")
-    schemas = cast(Schemas, SimpleNamespace(decode=kafka.decode))
+    schemas = cast(Schemas, SimpleNamespace(read=kafka.decode))
     firsts = [record.offset for record, _ in first_appearances(schemas, kafka.read("ops.quarantine", 0))]
     assert firsts == [0, 1, 2, 3]
     assert held(kafka) == {4: "0", 7: "3"}

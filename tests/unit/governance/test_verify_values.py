@@ -11,7 +11,7 @@ import pytest
 
 from governance.verify.avro import readable
 from governance.verify.current import Visible
-from governance.verify.values import canonical, difference, from_avro, number_text
+from governance.verify.values import canonical, difference, number_text, reader_of
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ from governance.verify.values import canonical, difference, from_avro, number_te
     ],
 )
 def test_avro_values_follow_their_schema(value: Any, schema: Any, expected: Any) -> None:
-    assert from_avro(value, schema) == expected
+    assert reader_of(schema)(value) == expected
 
 
 def test_a_named_record_is_known_where_it_is_only_referred_to() -> None:
@@ -45,7 +45,7 @@ def test_a_named_record_is_known_where_it_is_only_referred_to() -> None:
         "name": "Envelope",
         "fields": [{"name": "before", "type": ["null", row]}, {"name": "after", "type": ["null", "Value"]}],
     }
-    assert from_avro({"before": None, "after": {"at": 0}}, envelope) == {"after": {"at": date(1970, 1, 1)}}
+    assert reader_of(envelope)({"before": None, "after": {"at": 0}}) == {"after": {"at": date(1970, 1, 1)}}
 
 
 def _date() -> dict[str, str]:
@@ -99,7 +99,7 @@ LAST = datetime.max
     ],
 )
 def test_what_no_reader_holds_has_the_form_that_the_documentation_says(value: Any, schema: Any, expected: Any) -> None:
-    assert from_avro(value, schema) == expected
+    assert reader_of(schema)(value) == expected
 
 
 def test_every_digit_of_a_number_counts() -> None:

@@ -12,10 +12,11 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_topics_of_tables_are_those_of_connectors_and_of_contracts_of_rows() -> None:
-    captured = Captured(load_contracts([ROOT]), ["shop", "a.b"])
-    for topic in ("shop.public.orders", "shop.public.unknown", "a.b.c.d"):
+    captured = Captured(load_contracts([ROOT]), ["shop", "shop.eu", "a.b"])
+    for topic in ("shop.public.orders", "shop.public.unknown", "shop.eu.public.orders", "a.b.c.d"):
         assert topic in captured
     others = ["shop.transaction", "shop.public.headrace_signal", "__debezium-heartbeat.shop", "shopping.a.b", "a.b.c"]
+    others += ["shop.eu.notifications", "shop.eu.transaction"]
     for topic in (*others, "clean.orders", "telemetry.readings"):
         assert topic not in captured
     by_contract = [topic for topic in Captured(load_contracts([ROOT])).contracts.by_topic if topic.startswith("shop.")]
