@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from governance.verify.values import canonical
+from governance.verify.values import reader_of_arrow
 from headrace.config import LakeSettings
 from headrace.errors import TerminalError
 from headrace.lake import open_duckdb, table_locations
@@ -80,6 +80,8 @@ class Lake:
 
     def rows(self, sql: str, values: list[Any] | None = None) -> Iterator[dict[str, Any]]:
         """Rows of a query in canonical form, a bounded number at a time."""
-        for batch in self.execute(sql, values).to_arrow_reader(ROWS):
+        reader = self.execute(sql, values).to_arrow_reader(ROWS)
+        forms = [(field.name, reader_of_arrow(field.type)) for field in reader.schema]
+        for batch in reader:
             for row in batch.to_pylist():
-                yield {name: canonical(value) for name, value in row.items()}
+                yield {name: form(row[name]) for name, form in forms}

@@ -14,9 +14,10 @@ import struct
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Context, Decimal
-from types import NoneType
 from typing import Any
 from uuid import UUID
+
+import pyarrow as pa
 
 Form = Callable[[Any], Any]
 
@@ -25,12 +26,11 @@ _LAST_MILLI = datetime.max.replace(microsecond=999_000)
 EXACT = Context(prec=200_000, Emax=10**10, Emin=-(10**10))
 DECIMAL = "org.apache.kafka.connect.data.Decimal"
 VARIABLE = "io.debezium.data.VariableScaleDecimal"
-_AS_THEY_ARE = frozenset((NoneType, bool, int, str, bytes))
 
 
 def canonical(value: Any) -> Any:
     """Times in UTC, numbers by value, NaN equal to itself, records without their null fields."""
-    if type(value) in _AS_THEY_ARE:
+    if value is None or isinstance(value, bool | int | str | bytes):
         return value
     if isinstance(value, datetime):
         return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
@@ -46,6 +46,10 @@ def canonical(value: Any) -> Any:
         return str(value)
     if isinstance(value, memoryview | bytearray):
         return bytes(value)
+    return value
+
+
+def _as_it_is(value: Any) -> Any:
     return value
 
 
@@ -118,7 +122,7 @@ _SEMANTIC: dict[str, Form] = {
     "io.debezium.time.ZonedTimestamp": _zoned,
 }
 # Types whose values have one form only.
-_PLAIN: dict[str, Form] = dict.fromkeys(("boolean", "int", "long", "string", "bytes"), lambda value: value)
+_PLAIN: dict[str, Form] = dict.fromkeys(("boolean", "int", "long", "string", "bytes"), _as_it_is)
 
 
 def reader_of(schema: Any) -> Form:
@@ -163,6 +167,18 @@ def _record(schema: Mapping[str, Any], names: dict[str, Form]) -> Form:
     names[schema["name"]] = variable if schema.get("connect.name") == VARIABLE else read
     fields.extend((field["name"], _reader(field["type"], names)) for field in schema["fields"])
     return names[schema["name"]]
+
+
+def reader_of_arrow(type_: pa.DataType) -> Form:
+    """What puts the Python values of an Arrow column into canonical form."""
+    if pa.types.is_struct(type_):
+        fields = [(field.name, reader_of_arrow(field.type)) for field in type_]
+        return _nullable(lambda value: {name: v for name, form in fields if (v := form(value[name])) is not None})
+    if pa.types.is_list(type_):
+        item = reader_of_arrow(type_.value_type)
+        return _nullable(lambda value: [item(one) for one in value])
+    plain = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_binary)
+    return _as_it_is if any(is_plain(type_) for is_plain in plain) else canonical
 
 
 def _nullable(form: Form) -> Form:

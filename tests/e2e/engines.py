@@ -90,6 +90,7 @@ MARIADB = Engine(
         "database.server.id": "5502",
         "database.include.list": "course",
         "include.schema.changes": "false",
+        "connect.keep.alive.interval.ms": "5000",
         "schema.history.internal.kafka.bootstrap.servers": "${env:KAFKA_BOOTSTRAP_SERVERS}",
         "schema.history.internal.kafka.topic": "course.schema-history",
         "schema.history.internal.store.only.captured.tables.ddl": "true",

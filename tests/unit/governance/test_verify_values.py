@@ -7,11 +7,12 @@ from decimal import Decimal
 from typing import Any
 
 import fastavro
+import pyarrow as pa
 import pytest
 
 from governance.verify.avro import readable
 from governance.verify.current import Visible
-from governance.verify.values import canonical, difference, number_text, reader_of
+from governance.verify.values import canonical, difference, number_text, reader_of, reader_of_arrow
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,25 @@ def test_zones_numbers_and_nan_compare_by_value() -> None:
     assert canonical(Decimal("5.00")) == canonical(Decimal(5))
     assert canonical(float("nan")) == canonical(float("nan"))
     assert canonical({"a": None, "b": [1]}) == {"b": [1]}
+
+
+def test_a_column_of_a_table_is_read_as_each_of_its_values_is() -> None:
+    rows = [
+        {
+            "n": 1,
+            "f": float("nan"),
+            "d": Decimal("1.50"),
+            "s": {"t": datetime(2026, 1, 1), "x": None},
+            "l": [1.5, None],
+        },
+        {"n": None, "f": None, "d": None, "s": None, "l": None},
+    ]
+    types = [pa.int32(), pa.float64(), pa.decimal128(9, 2), pa.struct({"t": pa.timestamp("us"), "x": pa.string()})]
+    for name, type_ in zip("nfdsl", [*types, pa.list_(pa.float64())], strict=True):
+        read = reader_of_arrow(type_)
+        values = pa.array([row[name] for row in rows], type_).to_pylist()
+        assert [read(value) for value in values] == [canonical(value) for value in values], name
+    assert reader_of_arrow(types[3])({"t": datetime(2026, 1, 1, tzinfo=UTC), "x": None}) == {"t": datetime(2026, 1, 1)}
 
 
 def _connect(kind: str, name: str, **more: Any) -> dict[str, Any]:
