@@ -30,7 +30,7 @@ lint: install
 
 test: lint  ## everything: style, types, layers, unit, property, integration, end to end
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/property tests/integration
-	$(BIN)/python -m pytest tests/e2e --ignore tests/e2e/test_kill_matrix.py
+	$(BIN)/python -m pytest tests/e2e
 
 bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
 	$(BIN)/python -m benchmarks --write

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from urllib.parse import urlsplit
+from zipfile import ZipFile
 
 from stack import jars, probes
 from stack.servers import mariadb, postgres
@@ -29,6 +30,7 @@ BROKER_ONLY = (
     "scala-",
 )
 PLUGINS = ("debezium", "debezium-mariadb", "converter")
+CONVERTER = "io.apicurio.registry.utils.converter.AvroConverter"
 # Connect's `Struct.get` answers a column's default where the row has null. The converter has a switch against that
 # (AvroData.java, as Confluent's `ignore.default.for.nullables`) but no option to set it, so it is set as the class is
 # made. Where the switch is missing Byteman only logs it: docs/adr/0017-nulls-kept-by-a-switch.md.
@@ -46,7 +48,7 @@ ENDRULE
 def _converter(kind: str, registry: str) -> list[str]:
     """The schema id goes into the payload (Confluent framing), never into headers."""
     return [
-        f"{kind}.converter=io.apicurio.registry.utils.converter.AvroConverter",
+        f"{kind}.converter={CONVERTER}",
         f"{kind}.converter.apicurio.registry.url={registry}",
         f"{kind}.converter.apicurio.registry.auto-register=true",
         f"{kind}.converter.apicurio.registry.find-latest=true",
@@ -93,6 +95,8 @@ def properties(place: Place) -> str:
             "rest.advertised.host.name=127.0.0.1",
             f"rest.advertised.port={place.ports['connect']}",
             f"plugin.path={place.data('connect') / 'plugins'}",
+            # To look into every class takes as long as all the rest of the start.
+            "plugin.discovery=service_load",
             "topic.creation.enable=true",
             "connector.client.config.override.policy=None",
             "config.providers=env",
@@ -124,6 +128,9 @@ def prepare(place: Place) -> None:
         for name, path in wanted.items():
             if not (target / name).exists():
                 (target / name).symlink_to(path)
+    # Apicurio's jar does not say what it has, as `connect-plugin-path` of Kafka would mend it.
+    with ZipFile(folder / "plugins" / "converter" / "services.jar", "w") as jar:
+        jar.writestr("META-INF/services/org.apache.kafka.connect.storage.Converter", CONVERTER)
 
 
 def class_path(place: Place) -> str:

@@ -90,6 +90,10 @@ def eventually(seconds: float, what: str, found: Any, *, every: float = 0.5) -> 
     return value
 
 
+def revisions(headrace: Headrace) -> dict[str, int]:
+    return {name: max((p["revision"] for p in kpi["points"]), default=0) for name, kpi in headrace.kpis().items()}
+
+
 @pytest.fixture(scope="package")
 def folder() -> Iterator[Path]:
     # Not below pytest's own folders: they are closed to the user that Postgres runs as.

@@ -1,24 +1,18 @@
-"""The demo from one command to proof: KPIs move, rows are right, kills lose nothing."""
+"""The demo from one command to proof: rows are right, rubbish is refused, KPIs move."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import time
 from collections import Counter
 
 import httpx
-import psutil
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
-from tests.e2e.conftest import Headrace, eventually
+from tests.e2e.conftest import Headrace, eventually, revisions
 
 # The first test waits for the whole stack to start.
 pytestmark = pytest.mark.timeout(1500)
 
-ROUNDS = int(os.environ.get("HEADRACE_CHAOS_ROUNDS", "2"))
 KPIS = {
     "active_devices",
     "alarms",
@@ -31,24 +25,10 @@ KPIS = {
 }
 
 
-def revisions(headrace: Headrace) -> dict[str, int]:
-    return {name: max((p["revision"] for p in kpi["points"]), default=0) for name, kpi in headrace.kpis().items()}
-
-
 def verified(headrace: Headrace) -> None:
     done = headrace("verify", "--patience", "120", check=False, timeout=900)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "everything agrees" in done.stderr
-
-
-def test_every_kpi_moves(demo: Headrace) -> None:
-    eventually(
-        120,
-        "every KPI has values",
-        lambda: set(demo.kpis()) >= KPIS and all(kpi["points"] for name, kpi in demo.kpis().items() if name in KPIS),
-    )
-    before = revisions(demo)
-    eventually(120, "every KPI moves", lambda: all(revisions(demo)[name] > before[name] for name in KPIS))
 
 
 def test_the_business_applications_get_their_rows(demo: Headrace) -> None:
@@ -109,26 +89,11 @@ def a_record(kafka: str, topic: str) -> tuple[bytes | None, bytes]:
     return record.key(), value
 
 
-def test_kills_lose_nothing_and_double_nothing(demo: Headrace) -> None:
-    """SIGKILL of worker and sink at random moments under load, then Kafka's; nobody helps."""
-    rng = random.Random(time.time_ns())
-    for _ in range(ROUNDS):
-        for name in ("worker", "sink"):
-            time.sleep(rng.uniform(0.5, 6))
-            row = eventually(60, f"{name} runs", lambda n=name: demo.status()[n]["pid"] and demo.status()[n])
-            psutil.Process(row["pid"]).send_signal(signal.SIGKILL)
-            restarted = eventually(
-                90,
-                f"{name} is restarted",
-                lambda n=name, r=row: (
-                    (s := demo.status()[n])["restarts"] > r["restarts"] and s["state"] == "running" and s
-                ),
-            )
-            assert restarted["pid"] != row["pid"]
-    kafka = demo.status()["kafka"]
-    psutil.Process(kafka["pid"]).send_signal(signal.SIGTERM)
-    eventually(120, "Kafka is restarted", lambda: demo.status()["kafka"]["restarts"] > kafka["restarts"])
-    eventually(180, "all run again", lambda: {row["state"] for row in demo.status().values()} == {"running"})
+def test_every_kpi_moves(demo: Headrace) -> None:
+    eventually(
+        120,
+        "every KPI has values",
+        lambda: set(demo.kpis()) >= KPIS and all(kpi["points"] for name, kpi in demo.kpis().items() if name in KPIS),
+    )
     before = revisions(demo)
-    eventually(120, "KPIs move again", lambda: revisions(demo)["orders_by_status"] > before["orders_by_status"])
-    verified(demo)
+    eventually(120, "every KPI moves", lambda: all(revisions(demo)[name] > before[name] for name in KPIS))
