@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 
 import typer
 
-from cli import config, connect, contract, demo, kpi, quarantine, run, sql, stack, sync, table, verify
 from cli.output import say
 from headrace.errors import HeadraceError
 from headrace.logs import configure_logs
 
-app = typer.Typer(
-    name="headrace",
-    help="A streaming-first lakehouse: databases and devices through Kafka and Faust into Iceberg, KPIs and apps.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-app.add_typer(config.app, name="config")
-app.add_typer(contract.app, name="contract")
-app.add_typer(connect.app, name="connect")
-app.add_typer(kpi.app, name="kpi")
-app.add_typer(quarantine.app, name="quarantine")
-app.add_typer(sync.app, name="sync")
-app.add_typer(table.app, name="table")
-app.add_typer(demo.app, name="demo")
-app.command("run")(run.run)
-app.command("sql")(sql.sql)
-app.command("verify")(verify.verify)
-for command in (stack.up, stack.status, stack.logs, stack.down):
-    app.command()(command)
+# What may follow `headrace`: nouns, and verbs with the module that has them.
+NOUNS = ("config", "contract", "connect", "kpi", "quarantine", "sync", "table", "demo")
+VERBS = {"run": "run", "sql": "sql", "verify": "verify", **dict.fromkeys(("up", "status", "logs", "down"), "stack")}
+
+
+def make_app(word: str = "") -> typer.Typer:
+    """The command line with what follows `word` alone, so that nothing else is imported; whole for any other word."""
+    app = typer.Typer(
+        name="headrace",
+        help="A streaming-first lakehouse: databases and devices through Kafka and Faust into Iceberg, KPIs and apps.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    # Without a callback a single verb would be the whole command line.
+    app.callback()(lambda: None)
+    for noun in NOUNS:
+        if word == noun or word not in (*NOUNS, *VERBS):
+            app.add_typer(import_module(f"cli.{noun}").app, name=noun)
+    for verb, module in VERBS.items():
+        if word == verb or word not in (*NOUNS, *VERBS):
+            app.command(verb)(getattr(import_module(f"cli.{module}"), verb))
+    return app
 
 
 def main() -> None:
     """Run the command line; a `HeadraceError` becomes one line (or one JSON object) and exit status 1."""
     configure_logs("cli", "ERROR")
     try:
-        app()
+        make_app(*sys.argv[1:2])()
     except HeadraceError as e:
         if "--json" in sys.argv:
             print(json.dumps(e.as_dict(), default=str))

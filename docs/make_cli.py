@@ -9,7 +9,7 @@ from typing import Any
 
 import typer.main
 
-from cli.main import app
+from cli.main import make_app
 
 PAGE = Path(__file__).with_name("cli.md")
 INTRODUCTION = """\
@@ -26,7 +26,7 @@ wrongly. Every command reads the same [configuration](operations.md#configuratio
 
 def render() -> str:
     """The whole page as Markdown."""
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(make_app())
     context = root.make_context("headrace", [], resilient_parsing=True)
     leaves = list(_leaves(root, context, "headrace"))
     index = [f"| [`{name}`](#{name.replace(' ', '-')}) | {_first(command)} |" for name, command, _ in leaves]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import make_app
 from connectors.connect import Connect, load_connector
 from connectors.watch import Watch
 from headrace.config import Settings
@@ -57,7 +57,7 @@ def test_two_clusters_with_one_group_are_told(
             monkeypatch.setenv("HEADRACE_KAFKA__BOOTSTRAP_SERVERS", settings.kafka.bootstrap_servers)
             monkeypatch.setenv("HEADRACE_REGISTRY__URL", settings.registry.url)
             monkeypatch.chdir(tmp_path)
-            told = CliRunner().invoke(app, ["connect", "status"])
+            told = CliRunner().invoke(make_app(), ["connect", "status"])
             assert told.exit_code == 1
             assert "give each a group.id" in told.output
         finally:

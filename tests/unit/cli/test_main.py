@@ -55,6 +55,12 @@ def test_a_wrong_setting_is_named_without_its_value(tmp_path: Path) -> None:
     assert "hunter2" not in done.stderr
 
 
+def test_a_command_imports_what_it_needs_alone() -> None:
+    told = "import sys; from cli.main import make_app; make_app('status'); print({'duckdb', 'pyiceberg'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-P", "-c", told], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "set()\n"
+
+
 @pytest.mark.parametrize("command", ["up", "down", "status", "logs", "sql", "verify", "run"])
 def test_each_command_explains_itself(tmp_path: Path, command: str) -> None:
     done = headrace(tmp_path, command, "--help")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from cli.main import app
+from cli.main import make_app
 from cli.sql import point_in_time
 from headrace.config import LakeSettings
 from headrace.errors import TerminalError
@@ -112,11 +112,11 @@ def test_the_command_says_what_it_has_read(
     monkeypatch.setenv("HEADRACE_LAKE__URI", lake.uri)
     monkeypatch.setenv("HEADRACE_LAKE__WAREHOUSE", lake.warehouse)
     monkeypatch.chdir(tmp_path)
-    ran = CliRunner().invoke(app, ["sql", "--as-of", times[0].isoformat(), "--json", SQL])
+    ran = CliRunner().invoke(make_app(), ["sql", "--as-of", times[0].isoformat(), "--json", SQL])
     assert ran.exit_code == 0
     assert '"name": "v0"' in ran.stdout
     assert "silver.things: snapshot of " in ran.stderr
-    ago = CliRunner().invoke(app, ["sql", "--as-of", "1d", SQL])
+    ago = CliRunner().invoke(make_app(), ["sql", "--as-of", "1d", SQL])
     assert ago.exit_code == 0
     assert "silver.things: versions in silver.things_history" in ago.stderr
 
