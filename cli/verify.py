@@ -48,6 +48,8 @@ def verify(
         for check in report.checks:
             for offence in check.offences:
                 say(f"{check.flow}: {offence}")
-        say("everything agrees" if report.ok else f"first difference: {report.first_offence}")
+        not_compared = sum(check.note.startswith("not compared") for check in report.checks)
+        agrees = f"everything agrees{f'; {not_compared} not compared, see the notes' if not_compared else ''}"
+        say(agrees if report.ok else f"first difference: {report.first_offence}")
     if not report.ok:
         raise typer.Exit(1)

@@ -212,11 +212,12 @@ def new_columns(slices: Sequence[Slice], schema: Schema, known: Added) -> dict[s
             continue
         without = [name for name in sorted(fresh) if default_scalar(fields[name]) is None]
         gone = sorted(name for name in have - fields.keys() - {BEGIN, END} if not name.startswith("_"))
-        if without and (gone or any(_filled(fields[name]) for name in without)):
+        if fresh and (gone or any(_filled(fields[name]) for name in without)):
             table = source_table(part.topic)
             log.warning(
-                "rows of before are null in new columns: renamed, or of a computed default? then read them again",
-                topic=part.topic, columns=without, gone=gone, hint=f"headrace connect snapshot {table}",
+                "rows of before are null in new columns, or hold the default: renamed, or a computed one? then read "
+                "them again",
+                topic=part.topic, columns=sorted(fresh), gone=gone, hint=f"headrace connect snapshot {table}",
             )  # fmt: skip
     return defaults(slices, have | known.keys())
 

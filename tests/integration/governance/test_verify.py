@@ -143,6 +143,43 @@ def test_changes_after_the_tables_cut_are_taken_from_kafka(world: World, tmp_pat
     assert check.offences == []
 
 
+def test_columns_that_are_not_captured_are_named_and_left_out(world: World, tmp_path: Path) -> None:
+    table = world.topic.rpartition(".")[2]
+    with psycopg.connect(world.database, autocommit=True) as db:
+        db.execute(f"ALTER TABLE {table} ADD COLUMN hidden int DEFAULT 5, ADD COLUMN secret text")
+        try:
+            check = world.checks(tmp_path)["current"]
+            assert (check.offences, check.compared) == ([], 5)
+            assert check.note == "columns that no change has had, left out: hidden, secret"
+        finally:
+            db.execute(f"ALTER TABLE {table} DROP COLUMN hidden, DROP COLUMN secret")
+
+
+def test_a_column_that_changes_have_and_the_table_has_not_is_found(world: World, tmp_path: Path) -> None:
+    lake, kafka = world.lake(tmp_path), KafkaReader(world.settings.kafka)
+    silver = lake.table("silver.t")
+    assert silver is not None
+    narrow = lake.execute(f"SELECT * EXCLUDE (amount) FROM {lake.scan(silver)}").to_arrow_table()
+    catalog = SqlCatalog("headrace", uri=f"sqlite:///{tmp_path}/catalog.db", warehouse=f"file://{tmp_path}/lake")
+    catalog.create_table("silver.narrow", schema=narrow.schema, properties=silver.properties).append(narrow)
+    lake.refresh()
+    held = lake.table("silver.narrow")
+    assert held is not None
+    schemas = Schemas(world.settings.registry.url)
+    check = check_current(kafka, schemas, lake, world.topic, 1, held, world.database, patience=0.1)
+    assert "amount" in check.offences[0]
+
+
+def test_a_table_that_the_database_has_no_more_is_noted(world: World, tmp_path: Path) -> None:
+    lake, kafka = world.lake(tmp_path), KafkaReader(world.settings.kafka)
+    silver = lake.table("silver.t")
+    assert silver is not None
+    schemas = Schemas(world.settings.registry.url)
+    check = check_current(kafka, schemas, lake, "x.public.dropped", 1, silver, world.database, patience=0.1)
+    assert (check.ok, check.compared) == (True, 0)
+    assert check.note == "not compared: the database has no table public.dropped"
+
+
 KPI = Kpi(
     name="spend", title="Spend", source="x", filter="amount > 1", measure="sum", field="amount", dimensions=("country",)
 )
@@ -150,7 +187,7 @@ KPI = Kpi(
 
 def test_kpis_are_recomputed_with_retractions_and_without_repeats(world: World, tmp_path: Path) -> None:
     lake = world.lake(tmp_path)
-    bronze = lake.table("bronze.t")
+    bronze = lake.table(world.bronze_name)
     assert bronze is not None
     total = {(None, '{"country":"FR"}'): 42.5}
     assert recompute(lake, bronze, KPI, {0: 9}) == total
@@ -176,7 +213,7 @@ def test_what_is_no_change_of_the_table_counts_for_no_kpi(world: World, tmp_path
     for offset, c in enumerate([*strange, last], start=9):
         world.bronze.append({**c, "before": None, "after": as_lake(c["after"]), **at, "_offset": offset})
     lake = world.lake(tmp_path)
-    bronze = lake.table("bronze.t")
+    bronze = lake.table(world.bronze_name)
     assert bronze is not None
     kpi = KPI.model_copy(update={"source": world.topic})
     assert recompute(lake, bronze, kpi, {0: 16}) == {(None, '{"country":"FR"}'): 50.0}
@@ -185,7 +222,7 @@ def test_what_is_no_change_of_the_table_counts_for_no_kpi(world: World, tmp_path
 def test_counts_leave_nulls_out_and_averages_add_up(world: World, tmp_path: Path) -> None:
     world.bronze[0]["after"] = {**world.bronze[0]["after"], "country": None}
     lake = world.lake(tmp_path)
-    bronze = lake.table("bronze.t")
+    bronze = lake.table(world.bronze_name)
     assert bronze is not None
     every = {"filter": "", "dimensions": ()}
     count = KPI.model_copy(update={**every, "measure": "count", "field": "country"})
@@ -199,7 +236,7 @@ def test_late_rows_are_left_out_by_the_watermark_of_rows_before_them(world: Worl
     for r in world.bronze:
         r["_timestamp"] = START + timedelta(hours=1)
     lake = world.lake(tmp_path)
-    bronze = lake.table("bronze.t")
+    bronze = lake.table(world.bronze_name)
     assert bronze is not None
     found = {start.second: value for (start, _), value in recompute(lake, bronze, strict, {0: 9}).items()}  # type: ignore[union-attr]
     assert found == {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 1.0}, (
@@ -213,7 +250,7 @@ def test_a_wrong_kpi_is_found(world: World, tmp_path: Path, value: float | None,
     check = Check("kpi spend", "")
     kafka, kpi = KafkaReader(world.settings.kafka), KPI.model_copy(update={"source": world.topic})
     lake = world.lake(tmp_path)
-    _check(check, kpi, published, kafka, lake, "bronze.t", 1.0, 1)
+    _check(check, kpi, published, kafka, lake, world.bronze_name, 1.0, 1)
     assert check.total_offences == offences
 
 

@@ -27,6 +27,7 @@ from governance.verify.landed import check_bronze
 from governance.verify.ledger import Ledger
 from governance.verify.report import Check
 from headrace.config import LakeSettings, Settings
+from schemas.names import table_name
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROW = {
@@ -116,12 +117,16 @@ class World:
     bronze: list[dict[str, Any]] = field(default_factory=list)
     current: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def bronze_name(self) -> str:
+        return table_name("bronze", self.topic)
+
     def lake(self, folder: Path) -> Lake:
         """Write the tables as they stand and open them."""
         lake = LakeSettings(uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/lake")
         catalog = SqlCatalog(lake.catalog, uri=lake.uri, warehouse=lake.warehouse)
         held = {f"headrace.offset.{self.topic}.0": str(len(self.records))}
-        for name, schema, rows in (("bronze.t", BRONZE, self.bronze), ("silver.t", CURRENT, self.current)):
+        for name, schema, rows in ((self.bronze_name, BRONZE, self.bronze), ("silver.t", CURRENT, self.current)):
             catalog.create_namespace_if_not_exists(name.split(".")[0])
             table = catalog.create_table(name, schema=schema, properties=held)
             table.append(pa.Table.from_pylist(rows, schema=schema))
@@ -131,7 +136,7 @@ class World:
         lake, kafka = self.lake(folder), KafkaReader(self.settings.kafka)
         schemas = Schemas(self.settings.registry.url)
         ledger = Ledger(kafka, schemas)
-        bronze, silver = lake.table("bronze.t"), lake.table("silver.t")
+        bronze, silver = lake.table(self.bronze_name), lake.table("silver.t")
         assert bronze is not None
         assert silver is not None
         return {

@@ -56,7 +56,8 @@ def test_a_wrong_setting_is_named_without_its_value(tmp_path: Path) -> None:
 
 
 def test_a_command_imports_what_it_needs_alone() -> None:
-    told = "import sys; from cli.main import make_app; make_app('status'); print({'duckdb', 'pyiceberg'} & set(sys.modules))"
+    made = "import sys; from cli.main import make_app; make_app('status')"
+    told = f"{made}; print({{'duckdb', 'pyiceberg'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-P", "-c", told], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "set()\n"
 

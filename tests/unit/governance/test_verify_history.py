@@ -59,6 +59,15 @@ def test_a_right_history_passes(tmp_path, tables):
     assert (check.ok, check.compared) == (True, 5), check.offences
 
 
+def test_a_history_without_a_key_is_not_compared(tmp_path, tables):
+    stored = tables[0].table.catalog.load_table(tables[0].table.name())
+    with stored.transaction() as change:
+        change.remove_properties("headrace.key")
+    check = checked(tmp_path)
+    assert (check.ok, check.compared) == (True, 0)
+    assert check.note.startswith("not compared: without a key")
+
+
 def test_a_lost_a_doubled_and_a_changed_version_are_told(tmp_path, tables):
     def lose_one(rows: pa.Table) -> pa.Table:
         return rows.filter(pa.compute.not_equal(rows["_offset"], 4))

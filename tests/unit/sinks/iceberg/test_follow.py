@@ -82,6 +82,13 @@ def test_the_times_of_a_history_are_no_columns_that_the_source_dropped():
     assert said == []
 
 
+def test_a_column_with_a_default_that_came_as_another_went_may_have_been_renamed():
+    schema = Schema(NestedField(1, "id", LongType()), NestedField(2, "score", LongType()))
+    with capture_logs() as said:
+        assert list(new_columns([part([change("c", {"id": 1, "rated": 1}, 5)], rated=True)], schema, {})) == ["rated"]
+    assert [(line["columns"], line["gone"]) for line in said] == [(["rated"], ["score"])]
+
+
 def test_rows_of_before_hold_an_added_columns_default(catalog):
     """Those in the table, those of the batch, and those that another partition brings later, after a restart."""
     table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
