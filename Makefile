@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Of the tests of the whole stack the one that has a small stack of its own.
+ALONE := tests/e2e/test_add_source.py
 export DETACH
 
 .PHONY: demo down test lint install bench clean
@@ -29,8 +31,8 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint  ## everything: style, types, layers, unit, property, integration, end to end
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/property tests/integration
-	$(BIN)/python -m pytest tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE) tests/integration tests/property tests/unit
+	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)
 
 bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
 	$(BIN)/python -m benchmarks --write

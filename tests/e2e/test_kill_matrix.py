@@ -2,8 +2,8 @@
 
 A course is one capture that goes through all phases. HEADRACE_KILL_COURSES=16 is the whole matrix, first of PostgreSQL,
 then of MariaDB: each victim in each phase once, in an order drawn by the seed. HEADRACE_KILL_FIRST says with which
-course fewer of them begin. The short form is one course of each engine with kills in some phases, by a fixed seed.
-All the while the demo streams, whose flows must come through as well.
+course fewer of them begin. The short form is one course of MariaDB with kills in some phases, by a fixed seed.
+All the while the demo streams, whose flows, with a capture of PostgreSQL, must come through as well.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from tests.e2e.kills import Back, kill, victims
 from tests.e2e.load import ROWS, Load
 
 COURSES = int(os.environ.get("HEADRACE_KILL_COURSES", "0"))
-# Both databases crash, Kafka and the worker die during a first snapshot, Connect and the sink while columns come.
-SHORT_SEED = 26133
+# Kafka dies during the first snapshot, the server crashes while changes stream, the sink dies while columns come.
+SHORT_SEED = 14
 SEED = int(os.environ.get("HEADRACE_KILL_SEED", time.time_ns() % 1_000_000 if COURSES else SHORT_SEED))
 FIRST = int(os.environ.get("HEADRACE_KILL_FIRST", "1"))
 PHASES = ("initial snapshot", "streaming", "compaction", "evolution", "incremental snapshot")
@@ -64,16 +64,14 @@ class Plan(NamedTuple):
 def plans(rng: Random) -> list[Plan]:
     """The courses to go through. Of an engine they are a Latin rectangle: each pair of phase and victim once."""
     whole: list[Plan] = []
-    short: list[Plan] = []
     for engine in (POSTGRESQL, MARIADB):
         drawn = victims(engine.server)
         rng.shuffle(drawn)
         for course in range(len(drawn)):
             kills = {phase: drawn[(course + at) % len(drawn)] for at, phase in enumerate(PHASES)}
             whole.append(Plan(f"course{len(whole) + 1}", engine, kills))
-        struck = sorted(rng.sample(PHASES, SHORT), key=PHASES.index)
-        last = whole[-1]
-        short.append(last._replace(kills={phase: last.kills[phase] for phase in struck}))
+    struck = sorted(rng.sample(PHASES, SHORT), key=PHASES.index)
+    short = [whole[-1]._replace(kills={phase: whole[-1].kills[phase] for phase in struck})]
     return whole[FIRST - 1 : FIRST - 1 + COURSES] if COURSES else short
 
 

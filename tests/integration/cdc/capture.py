@@ -107,7 +107,17 @@ class Capture:
 
     async def equal(self, *names: str, seconds: float = 40) -> None:
         """Return once each table's current state is what the database holds."""
-        await self.until(lambda: next(((n, d) for n in names if (d := self.difference(n))), None), seconds)
+        seen: dict[str, tuple[str, str | None]] = {}
+
+        def differs(name: str) -> str | None:
+            # Both are read whole: only once the table is another.
+            table = self.table(name)
+            at = table.metadata_location if table is not None else ""
+            if seen.get(name, ("", ""))[0] != at or not at:
+                seen[name] = at, self.difference(name)
+            return seen[name][1]
+
+        await self.until(lambda: next(((n, d) for n in names if (d := differs(n))), None), seconds)
 
     async def until(self, wrong: Any, seconds: float = 40) -> None:
         """Return once `wrong()` has nothing to say."""
