@@ -106,7 +106,17 @@ LAST = datetime.max
         (Decimal("1.50000"), _decimal(50, 5) | {"logicalType": "decimal"}, "1.5"),
         (b"\x9d", _decimal(2, 4), Decimal("-0.0099")),
         ((12300 * 10**2046).to_bytes(900, "big"), _decimal(3, 2046), "12300"),
+        (Decimal(10) ** 40, _connect("bytes", "org.apache.kafka.connect.data.Decimal", scale=0), Decimal(10) ** 40),
+        (Decimal(1), _decimal(38, 0) | {"logicalType": "decimal"}, Decimal(1)),
+        (Decimal(1), _decimal(39, 0) | {"logicalType": "decimal"}, "1"),
         (-622191234, _connect("int", "io.debezium.time.Date"), date.max),
+        (-622191232, _connect("int", "io.debezium.time.Date"), date.max),
+        (-2147472692, _connect("int", "io.debezium.time.Date"), date.max),
+        (1_001, _connect("long", "io.debezium.time.NanoTimestamp"), datetime(1970, 1, 1, 0, 0, 0, 1)),
+        (86_400_000, _connect("int", "io.debezium.time.Time"), time.max.replace(microsecond=999_000)),
+        ("-infinity", _connect("string", "io.debezium.time.ZonedTimestamp"), datetime.min),
+        ("0000-03-15T00:00:00Z", _connect("string", "io.debezium.time.ZonedTimestamp"), datetime.min),
+        ("9999-03-15T00:00:00Z", _connect("string", "io.debezium.time.ZonedTimestamp"), datetime(9999, 3, 15)),
         (-625821272, _connect("int", "io.debezium.time.Date"), date.min),
         (9223372036825200000, _connect("long", "io.debezium.time.MicroTimestamp"), LAST),
         (-9223372036832400000, _connect("long", "io.debezium.time.MicroTimestamp"), datetime.min),
@@ -125,8 +135,12 @@ def test_what_no_reader_holds_has_the_form_that_the_documentation_says(value: An
 def test_every_digit_of_a_number_counts() -> None:
     long = Decimal("9999999999999999999999999999.9999999999")
     assert canonical(long) != canonical(long - Decimal("0.0000000001"))
-    assert [number_text(Decimal(text)) for text in ("1.10", "0.0", "1E64", "1E65", "12E-66", "12E-67")] == [
+    assert [
+        number_text(Decimal(text)) for text in ("1.10", "-1.10", "-1E65", "0.0", "1E64", "1E65", "12E-66", "12E-67")
+    ] == [
         "1.1",
+        "-1.1",
+        "-1E65",
         "0",
         "1" + "0" * 64,
         "1E65",

@@ -91,6 +91,16 @@ def test_change_events_have_the_types_that_debezium_gives_them(changed: Any, fla
         assert of(TOPIC, schema, captured=True) == schema
 
 
+def test_each_field_that_is_read_of_a_change_is_looked_at() -> None:
+    source = "snapshot db schema table sequence file gtid ts_ms ts_us ts_ns txId lsn pos row"
+    for path in ("op", "ts_ms", "ts_us", "ts_ns", *(f"source.{name}" for name in source.split())):
+        assert flaw_of(having((path, "boolean"))) == f"{path} is boolean"
+    for path in ("transaction.id", "transaction.total_order"):
+        assert flaw_of(having(("transaction", ["null", BLOCK]), (path, "boolean"))) == f"{path} is boolean"
+    for name in ("before", "after", "source", "op"):
+        assert flaw_of(having((name, None))) == f"it has no {name}"
+
+
 def test_records_of_the_topics_own_namespace_that_are_no_changes_are_refused() -> None:
     space, _, _ = full_name(ENVELOPE).rpartition(".")
     for name in ("Key", "Value"):
