@@ -97,6 +97,14 @@ def test_rows_of_a_snapshot_are_versions_only_where_they_say_something_new(histo
     ]
 
 
+def test_a_number_that_is_none_says_nothing_new_when_it_is_read_again(history):
+    schema = timed(pa.struct([*ROW, ("score", pa.float64())]))
+    nan = float("nan")
+    landed(history, event("r", 1, "a", 10, score=nan), event("r", 2, "a", 10, score=nan), schema=schema)
+    landed(history, event("r", 1, "a", 20, score=nan), event("r", 2, "a", 20, score=None), schema=schema)
+    assert seen(history) == [(1, "a", 10, None, "r"), (2, "a", 10, 20, "r"), (2, "a", 20, None, "r")]
+
+
 def test_a_truncate_ends_all_versions_once(history):
     landed(history, *(event("c", n, "a", 10, n) for n in range(1, 5)), event("d", 4, "a", 12))
     landed(
