@@ -208,14 +208,14 @@ def check_current(
     """The table equals the database at one moment; keyless tables as multisets.
 
     Columns of the database that no change has ever had, as those that a connector leaves out, do not count; the note
-    names them. A table that the database has not, or no more, is not compared.
+    names them. Rows of a table that the database has not, or no more, are one offence.
     """
     schema, name = source_of(database_url, topic)
     check = Check(topic, f"{table.name} equals {schema}.{name}")
     held = list(lake.rows(f"SELECT * FROM {lake.scan(table)}")) if table.columns else []
     database = read_database(database_url, schema, name)
-    if not database.types:
-        check.note = f"not compared: the database has no table {schema}.{name}"
+    if held and not database.types:
+        check.offend(topic, f"the database has no table {schema}.{name}: dropped, or is databases.* another database?")
         return check
     columns = _columns(lake, table)
     known = _sent(lake, topic) | columns.keys()

@@ -170,14 +170,14 @@ def test_a_column_that_changes_have_and_the_table_has_not_is_found(world: World,
     assert "amount" in check.offences[0]
 
 
-def test_a_table_that_the_database_has_no_more_is_noted(world: World, tmp_path: Path) -> None:
+def test_a_table_that_the_database_has_not_is_one_offence(world: World, tmp_path: Path) -> None:
     lake, kafka = world.lake(tmp_path), KafkaReader(world.settings.kafka)
     silver = lake.table("silver.t")
     assert silver is not None
     schemas = Schemas(world.settings.registry.url)
     check = check_current(kafka, schemas, lake, "x.public.dropped", 1, silver, world.database, patience=0.1)
-    assert (check.ok, check.compared) == (True, 0)
-    assert check.note == "not compared: the database has no table public.dropped"
+    assert (check.total_offences, check.compared) == (1, 0)
+    assert "the database has no table public.dropped" in check.offences[0]
 
 
 KPI = Kpi(
