@@ -40,7 +40,7 @@ from tests.e2e.kills import Back, kill, victims
 from tests.e2e.load import ROWS, Load
 
 COURSES = int(os.environ.get("HEADRACE_KILL_COURSES", "0"))
-# Kafka dies in the first snapshot, the server while changes stream, the worker in a compaction, the sink as columns come.
+# Kafka dies in the first snapshot, the server while changes stream, the worker in a compaction, the sink at a column.
 SHORT_SEED = 15728
 SEED = int(os.environ.get("HEADRACE_KILL_SEED", time.time_ns() % 1_000_000 if COURSES else SHORT_SEED))
 FIRST = int(os.environ.get("HEADRACE_KILL_FIRST", "1"))
