@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from connectors.databases import SIGNAL_TABLE, need_source, open_source
@@ -29,6 +29,8 @@ TAKEN_UP_SECONDS = 60.0
 LOST_SECONDS = 60.0
 # What Debezium says of a table of which it has met no change and which was not there at its start.
 UNKNOWN = "UNKNOWN_SCHEMA"
+# What it says of a table that the database would not let it read, or whose columns changed between two chunks.
+REFUSED = "SQL_EXCEPTION"
 NEEDS = "see docs/operations.md, Snapshots on demand"
 
 Show = Callable[[list[Progress]], None]
@@ -138,14 +140,21 @@ def follow(watch: Watch, target: Target, number: str, show: Show) -> Snapshot:
         if found is not None and found.over:
             if failed := {table: scan.failed for table, scan in found.tables.items() if scan.failed}:
                 said = "; ".join(f"{table}: {why}" for table, why in failed.items())
-                hint = target.learn if UNKNOWN in failed.values() else "headrace logs connect"
-                raise TerminalError(said, where=f"connector {target.name}", hint=hint)
+                raise TerminalError(said, where=f"connector {target.name}", hint=_way_out(target, failed.values()))
             return found
         if capture.fault or capture.state == "FAILED":
             raise TerminalError(
                 capture.fault or capture.reason, where=f"connector {target.name}", hint="headrace connect status"
             )
         time.sleep(POLL_SECONDS)
+
+
+def _way_out(target: Target, failures: Collection[str]) -> str:
+    if UNKNOWN in failures:
+        return target.learn
+    if REFUSED in failures:
+        return "ask again if the table was altered meanwhile; else headrace logs connect"
+    return "headrace logs connect"
 
 
 def lost(snapshot: Snapshot, offset: Mapping[str, object], now: float, patience: float) -> bool:

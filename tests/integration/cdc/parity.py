@@ -343,6 +343,7 @@ class Generator:
     def _alter(self, table: str, clause: str) -> None:
         self._run(0, f"ALTER TABLE {table} {clause}")
         self.end(0, commit=True)
+        self.reader.altered(self.engine.topic(table))
 
     def _name(self) -> str:
         self._added += 1

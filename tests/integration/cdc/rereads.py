@@ -15,7 +15,7 @@ class Reader:
     """Has tables read again while they change, one after the other, as `headrace connect snapshot` does."""
 
     def __init__(self, settings: Settings, connector: Connector) -> None:
-        self._settings, self._number = settings, ""
+        self._settings, self._number, self._topic, self._altered = settings, "", "", False
         self._target = snapshots.Target(connector.name, connector.config)
         self._watch = Watch(settings)
         prepare_source(settings, connector)
@@ -23,9 +23,17 @@ class Reader:
     def close(self) -> None:
         self._watch.close()
 
+    def altered(self, topic: str) -> None:
+        """Debezium's read of a table may fail when it is altered meanwhile: it is then read once more."""
+        self._altered |= topic == self._topic
+
     def read(self, topic: str) -> None:
         self.wait()
-        table = topic.removeprefix(f"{self._target.config['topic.prefix']}.")
+        self._topic, self._altered = topic, False
+        self._ask()
+
+    def _ask(self) -> None:
+        table = self._topic.removeprefix(f"{self._target.config['topic.prefix']}.")
         self._number = snapshots.execute(self._watch, self._settings, self._target, table)
 
     def wait(self, seconds: float = 60) -> None:
@@ -37,5 +45,11 @@ class Reader:
 
     def _over(self) -> bool:
         found = self._watch.notices.snapshots(self._target.notices).get(self._number)
-        assert found is None or not any(scan.failed for scan in found.tables.values()), found
-        return found is not None and found.over
+        if found is None or not found.over:
+            return False
+        failed = any(scan.failed for scan in found.tables.values())
+        if again := failed and self._altered:
+            self._altered = False
+            self._ask()
+        assert again or not failed, found
+        return not again

@@ -1,11 +1,13 @@
-"""Rows that an incremental snapshot reads while a change of them is in the log, and no other session sees it yet."""
+"""Incremental snapshots: rows that are read while a change of them is in the log, and no other session sees it yet; a
+table whose columns changed."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -17,6 +19,7 @@ from governance.verify.lake import Lake, Table
 from headrace.config import Settings
 from schemas.names import SIGNAL_TABLE, table_name
 from tests.integration.cdc.capture import Capture, captured, streaming
+from tests.integration.cdc.rereads import Reader
 
 SETUP = (
     "CREATE TABLE things (id int PRIMARY KEY, name text)",
@@ -90,3 +93,20 @@ async def test_a_row_that_was_read_does_not_stand_over_a_change_that_its_reader_
             await capture.equal("things")
             assert [offences(capture, held) for held in (*cuts, cut(capture))] == [[], [], []]
         assert received(capture) == [(3, "u", "after"), (3, "r", "before"), (4, "d", None), (4, "r", "before")]
+
+
+async def test_a_table_is_read_again_after_its_columns_changed(
+    settings: Settings, connect_url: str, tmp_path: Path
+) -> None:
+    """The driver prepares a statement that it has run five times, and the server refuses it once its columns change."""
+    chunks = {"incremental.snapshot.chunk.size": "2"}
+    with captured(settings, connect_url, tmp_path, *SETUP, **chunks) as capture:
+        async with streaming(capture, connect_url):
+            await capture.equal("things")
+            with closing(Reader(capture.settings, capture.connector)) as reader:
+                for old, new in (("name", "title"), ("title", "heading"), ("heading", "label")):
+                    reader.read(capture.topic("things"))
+                    await asyncio.to_thread(reader.wait)
+                    capture.execute(f"ALTER TABLE things RENAME COLUMN {old} TO {new}")
+                reader.read(capture.topic("things"))
+                await capture.equal("things")
