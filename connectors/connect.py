@@ -359,9 +359,10 @@ class Connect:
         parts = [status.get("connector") or {}, *(status.get("tasks") or [])]
         return "\n".join(part["trace"].rstrip() for part in parts if part.get("trace"))
 
-    def restart(self, name: str) -> None:
-        """Restart what has failed of the connector (itself and tasks); running tasks go on."""
-        self._restart(name, only_failed=True)
+    def restart(self, name: str, *, only_failed: bool = True) -> None:
+        """Restart what has failed of the connector (itself and tasks), or all of it; returns at once."""
+        params = {"includeTasks": "true", "onlyFailed": str(only_failed).lower()}
+        self.call("POST", f"/connectors/{quote(name, safe='')}/restart", params=params)
 
     def restart_all(self, name: str, *, timeout: float = 60.0) -> ConnectorStatus:
         """Restart the connector and its tasks, also those that run, and wait until all do: it looks at its tables anew.
@@ -369,12 +370,8 @@ class Connect:
         Raises what `apply` raises.
         """
         before = self.status(name)
-        self._restart(name, only_failed=False)
+        self.restart(name, only_failed=False)
         return self._await_running(name, time.monotonic() + timeout, before)
-
-    def _restart(self, name: str, *, only_failed: bool) -> None:
-        params = {"includeTasks": "true", "onlyFailed": str(only_failed).lower()}
-        self.call("POST", f"/connectors/{quote(name, safe='')}/restart", params=params)
 
     def remove(self, name: str) -> None:
         """Remove the connector and wait until it is gone. Its topics, offsets and replication slot stay."""

@@ -164,9 +164,31 @@ def lost(snapshot: Snapshot, offset: Mapping[str, object], now: float, patience:
     Debezium 3.6 skips the table when the database goes away between two chunks, and goes on as if it were read; what
     it says of that is lost when its task fails in the same outage.
     """
-    silent = now - snapshot.updated / 1000 > patience
-    kept = any(name.startswith("incremental_snapshot") and value for name, value in offset.items())
-    return snapshot.kind == "incremental" and snapshot.state == "running" and silent and not kept
+    return _silent(snapshot, now, patience) and not _kept(offset)
+
+
+def stuck(
+    snapshot: Snapshot, offset: Mapping[str, object], streamed: float | None, now: float, patience: float
+) -> bool:
+    """Whether Debezium reads no further, though the connector has streamed for `patience` seconds since it said
+    anything of the snapshot (its newest event or heartbeat is of the time `streamed`). Times in seconds. Pure.
+
+    Debezium for MariaDB waits for ever where the database refuses a chunk, as of a table that was altered meanwhile;
+    it goes on with that chunk when its task is restarted. A connector that is far behind in the log looks the same: its
+    next chunk comes once it has read what itself wrote.
+    """
+    moves = streamed is not None and streamed - snapshot.updated / 1000 > patience
+    return _silent(snapshot, now, patience) and _kept(offset) and moves
+
+
+def _silent(snapshot: Snapshot, now: float, patience: float) -> bool:
+    running = snapshot.kind == "incremental" and snapshot.state == "running"
+    return running and now - snapshot.updated / 1000 > patience
+
+
+def _kept(offset: Mapping[str, object]) -> bool:
+    """Whether there is an incremental snapshot in the place that Connect keeps of a connector."""
+    return any(name.startswith("incremental_snapshot") and value for name, value in offset.items())
 
 
 def ask_again(settings: Settings, target: Target, number: str) -> bool:

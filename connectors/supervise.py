@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter as Counts
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,10 +25,10 @@ from starlette.routing import Route
 from connectors.connect import WORST_FIRST, connector_files, load_connector
 from connectors.lifecycle import begin_anew, resume, source_offset
 from connectors.mysql import is_binlog
-from connectors.notices import TOPIC
+from connectors.notices import TOPIC, Snapshot
 from connectors.resnapshot import state_baselines
 from connectors.restarts import MOST, History, decide
-from connectors.snapshots import LOST_SECONDS, Target, ask_again, lost
+from connectors.snapshots import LOST_SECONDS, Target, ask_again, lost, stuck
 from connectors.source import LogState
 from connectors.watch import Capture, Watch
 from headrace.config import Settings
@@ -69,6 +70,8 @@ class Supervisor:
     _told: dict[str, str] = field(default_factory=dict)
     _completed: dict[str, int] = field(default_factory=dict)
     _asked: dict[str, float] = field(default_factory=dict)
+    # How often it was restarted for a snapshot that had come so far.
+    _woken: Counts[tuple[str, int]] = field(default_factory=Counts)
 
     def __post_init__(self) -> None:
         self.watch = Watch(self.settings)
@@ -115,7 +118,7 @@ class Supervisor:
             RESTARTS.labels(capture.name).inc()
             log.warning("restarted", connector=capture.name, attempt=after.restarts, reason=capture.reason)
         self._complete(capture.name)
-        self._ask_again(capture.name, after)
+        self._see_on(capture, after)
 
     def _restart(self, name: str) -> None:
         """Debezium for MariaDB tells that a snapshot begins together with a place in no file of the log, and refuses to
@@ -154,22 +157,31 @@ class Supervisor:
                 log.info("repeated snapshot is complete", connector=name, tables=len(found.tables))
             self._completed[name] = found.started
 
-    def _ask_again(self, name: str, history: History) -> None:
-        """Ask again for snapshots that Debezium has dropped, once the connector has run for a while."""
-        target, now = Target(name, self.watch.configs[name]), self.clock()
+    def _see_on(self, capture: Capture, history: History) -> None:
+        """See to snapshots that go on no more, once the connector has run for a while."""
+        target, now = Target(capture.name, self.watch.configs[capture.name]), self.clock()
         if history.running_since is None or now - history.running_since < self.patience or not target.config.get(TOPIC):
             return
         for snapshot in self.watch.notices.known(target.notices).values():
-            if snapshot.over or now - self._asked.get(snapshot.id, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS:
+            if snapshot.over:
                 continue
-            if lost(snapshot, source_offset(self.watch.connect, name), time.time(), self.patience):
-                done = ask_again(self.settings, target, snapshot.id)
+            offset, so_far = source_offset(self.watch.connect, target.name), (snapshot.id, snapshot.updated)
+            asked = now - self._asked.get(snapshot.id, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS
+            if not asked and lost(snapshot, offset, time.time(), self.patience):
                 self._asked[snapshot.id] = now
-                if done:
-                    log.warning("asked again for a snapshot that Debezium has dropped", connector=name, id=snapshot.id)
-                else:
-                    reason = f"Debezium has dropped snapshot {snapshot.id}: headrace connect snapshot asks for it again"
-                    log.error("needs somebody", connector=name, reason=reason)
+                self._ask_again(target, snapshot)
+            # Each time after twice as long, for it may be slow and nothing else.
+            if stuck(snapshot, offset, capture.streamed, time.time(), self.patience * 2 ** self._woken[so_far]):
+                self._woken[so_far] += 1
+                self.watch.connect.restart(target.name, only_failed=False)
+                log.warning("restarted: its snapshot does not go on", connector=target.name, id=snapshot.id)
+
+    def _ask_again(self, target: Target, snapshot: Snapshot) -> None:
+        if ask_again(self.settings, target, snapshot.id):
+            log.warning("asked again for a snapshot that Debezium has dropped", connector=target.name, id=snapshot.id)
+        else:
+            reason = f"Debezium has dropped snapshot {snapshot.id}: headrace connect snapshot asks for it again"
+            log.error("needs somebody", connector=target.name, reason=reason)
 
     def _tell(self, capture: Capture, history: History) -> None:
         """A line in the log for what somebody has to mend, once."""

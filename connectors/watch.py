@@ -78,6 +78,11 @@ class Capture:
     def last_event(self) -> float | None:
         return max(self.last_events.values(), default=None)
 
+    @property
+    def streamed(self) -> float | None:
+        """The time of its newest event or heartbeat."""
+        return max((at for at in (self.last_event, self.heartbeat) if at is not None), default=None)
+
 
 class Watch:
     """Looks at connectors, again and again. Blocking; not thread-safe."""

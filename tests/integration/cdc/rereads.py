@@ -1,14 +1,39 @@
-"""Tables that are read again while they change, as `headrace connect snapshot` does."""
+"""Tables that are read again while they change, as `headrace connect snapshot` does, under the eyes of `connectors`."""
 
 from __future__ import annotations
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 from connectors import snapshots
 from connectors.connect import Connector
 from connectors.databases import prepare_source
+from connectors.notices import Snapshot
+from connectors.supervise import Supervisor
 from connectors.watch import Watch
 from headrace.config import Settings
+
+
+@asynccontextmanager
+async def supervised(settings: Settings) -> AsyncIterator[None]:
+    """The process `connectors` at work, with less patience."""
+    supervisor = Supervisor(settings, patience=5.0)
+
+    async def look() -> None:
+        while True:
+            await asyncio.to_thread(supervisor.step)
+            await asyncio.sleep(0.5)
+
+    with closing(supervisor.watch):
+        task = asyncio.create_task(look())
+        try:
+            yield
+            assert not task.done(), task.exception()
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
 
 class Reader:
@@ -43,8 +68,12 @@ class Reader:
             assert time.monotonic() < deadline, f"{self._number}: {self._watch.look({self._target.name})}"
             time.sleep(0.2)
 
+    def look(self) -> Snapshot | None:
+        """The last one, as far as it has been told."""
+        return self._watch.notices.snapshots(self._target.notices).get(self._number)
+
     def _over(self) -> bool:
-        found = self._watch.notices.snapshots(self._target.notices).get(self._number)
+        found = self.look()
         if found is None or not found.over:
             return False
         failed = any(scan.failed for scan in found.tables.values())

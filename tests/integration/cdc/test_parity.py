@@ -45,7 +45,7 @@ from headrace.process import Lifecycle
 from schemas.names import table_name
 from sinks.iceberg.catalog import find_table, open_catalog
 from tests.integration.cdc.parity import KEYS, Engine, Generator, Row, mariadb, postgresql
-from tests.integration.cdc.rereads import Reader
+from tests.integration.cdc.rereads import Reader, supervised
 from tests.integration.sinks.iceberg.shop import running
 
 STEPS = int(os.environ.get("HEADRACE_PARITY_STEPS", "120"))
@@ -227,7 +227,7 @@ async def test_the_lake_is_what_the_database_is(
         ):
             client = Connect(connect_url)
             await asyncio.to_thread(client.apply, engine.connector)
-            async with running(engine.settings) as lifecycle:
+            async with supervised(engine.settings), running(engine.settings) as lifecycle:
                 # The first changes come while the snapshot is read.
                 capture = Capture(engine, Generator(engine, (one, two), reader), client, lifecycle)
                 await asyncio.to_thread(change, capture)

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from connectors.connect import ConnectorStatus
-from connectors.notices import Snapshot
+from connectors.notices import TOPIC, Snapshot
 from connectors.restarts import MOST
-from connectors.snapshots import lost
+from connectors.snapshots import lost, stuck
 from connectors.supervise import Supervisor
 from connectors.watch import Capture
 from headrace.config import Settings
@@ -70,6 +70,18 @@ def test_a_snapshot_is_lost_when_it_is_silent_and_in_no_place() -> None:
     assert not lost(replace(running, kind="initial"), {}, 161.0, 60.0)
 
 
+def test_a_snapshot_is_stuck_when_it_is_silent_while_changes_stream() -> None:
+    running = Snapshot("headrace-all-1", "incremental", "running", 0, 100_000)
+    place = {"lsn_proc": 5, "incremental_snapshot_collections": "[...]"}
+    assert stuck(running, place, 161.0, 162.0, 60.0)
+    assert not stuck(running, place, 160.0, 500.0, 60.0), "it may be reading one long chunk"
+    assert not stuck(running, place, None, 500.0, 60.0)
+    assert not stuck(running, place, 161.0, 160.0, 60.0), "clocks differ"
+    assert not stuck(running, {"lsn_proc": 5}, 161.0, 162.0, 60.0), "it is lost"
+    assert not stuck(replace(running, state="paused"), place, 161.0, 162.0, 60.0)
+    assert not stuck(replace(running, kind="initial"), place, 161.0, 162.0, 60.0)
+
+
 class Connect:
     """Refuses to restart what is `broken`; `asked` is what it was asked for."""
 
@@ -78,8 +90,8 @@ class Connect:
         self._broken = broken
         self._offset = offset
 
-    def restart(self, name: str) -> None:
-        self.asked.append(name)
+    def restart(self, name: str, *, only_failed: bool = True) -> None:
+        self.asked.append(name if only_failed else f"{name}, all of it")
         if name in self._broken:
             raise TerminalError("answered 500", where="Connect")
 
@@ -122,3 +134,20 @@ def test_one_that_was_stopped_to_begin_anew_and_has_a_place_is_resumed(tmp_path:
     supervisor.step()
     assert [asked for asked in connect.asked if asked.startswith("PUT")] == ["PUT /connectors/m/resume"]
     assert not mark.exists()
+
+
+def test_one_whose_snapshot_is_stuck_is_restarted_each_time_after_twice_as_long(tmp_path: Path) -> None:
+    connect = Connect(offset={"lsn_proc": 5, "incremental_snapshot_collections": "[...]"})
+    supervisor = attending(tmp_path, connect, {TOPIC: "notifications"}, a="RUNNING")
+    snapshots = {"s": Snapshot("s", "incremental", "running", 0, 100_000)}
+    supervisor.watch.notices.known = lambda _: snapshots  # type: ignore[method-assign]
+    seen: list[int] = []
+    for streamed in (150.0, 161.0, 219.0, 221.0, 339.0, 341.0):
+        supervisor.watch.look = lambda _, at=streamed: [Capture("a", "RUNNING", heartbeat=at)]  # type: ignore[misc]
+        supervisor.step()
+        supervisor.step()
+        seen.append(connect.asked.count("a, all of it"))
+    assert seen == [0, 1, 1, 2, 2, 3]
+    snapshots["s"] = replace(snapshots["s"], updated=280_000)
+    supervisor.step()
+    assert connect.asked.count("a, all of it") == 4, "it has come further: it counts anew"
