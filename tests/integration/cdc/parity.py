@@ -341,9 +341,9 @@ class Generator:
             self._alter(table, f"ADD COLUMN {name} {columns[name].text}")
 
     def _alter(self, table: str, clause: str) -> None:
+        self.reader.altering(self.engine.topic(table))
         self._run(0, f"ALTER TABLE {table} {clause}")
         self.end(0, commit=True)
-        self.reader.altered(self.engine.topic(table))
 
     def _name(self) -> str:
         self._added += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 
 from connectors import snapshots
@@ -14,6 +14,8 @@ from connectors.notices import Snapshot
 from connectors.supervise import Supervisor
 from connectors.watch import Watch
 from headrace.config import Settings
+
+PATIENCE_SECONDS = 60.0
 
 
 @asynccontextmanager
@@ -48,9 +50,14 @@ class Reader:
     def close(self) -> None:
         self._watch.close()
 
-    def altered(self, topic: str) -> None:
-        """Debezium's read of a table may fail when it is altered meanwhile: it is then read once more."""
-        self._altered |= topic == self._topic
+    def altering(self, topic: str) -> None:
+        """Before a table is altered, of which a first chunk must have been read (docs/changes.md, known limits).
+
+        Debezium's read of it may fail then: it is read once more.
+        """
+        if topic == self._topic and not self._altered:
+            self._until(self._begun)
+            self._altered = True
 
     def read(self, topic: str) -> None:
         self.wait()
@@ -61,16 +68,24 @@ class Reader:
         table = self._topic.removeprefix(f"{self._target.config['topic.prefix']}.")
         self._number = snapshots.execute(self._watch, self._settings, self._target, table)
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self) -> None:
         """Until the last one is over."""
-        deadline = time.monotonic() + seconds
-        while self._number and not self._over():
+        if self._number:
+            self._until(self._over)
+
+    def _until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not true():
             assert time.monotonic() < deadline, f"{self._number}: {self._watch.look({self._target.name})}"
-            time.sleep(0.2)
+            time.sleep(0.1)
 
     def look(self) -> Snapshot | None:
         """The last one, as far as it has been told."""
         return self._watch.notices.snapshots(self._target.notices).get(self._number)
+
+    def _begun(self) -> bool:
+        found = self.look()
+        return found is not None and (found.over or any(scan.chunks for scan in found.tables.values()))
 
     def _over(self) -> bool:
         found = self.look()
