@@ -214,6 +214,7 @@ def change(capture: Capture) -> None:
         raise failure.error from None
 
 
+@pytest.mark.timeout(300 + 2 * STEPS)
 @pytest.mark.parametrize("made", [postgresql, mariadb])
 async def test_the_lake_is_what_the_database_is(
     made: Made, settings: Settings, connect_url: str, request: pytest.FixtureRequest, tmp_path: Path
