@@ -21,7 +21,7 @@ from sinks.reverse.fold import Table, Values
 from sinks.reverse.intake import Intake
 from sinks.reverse.sources import Watermark
 from streams.kpi import state
-from streams.kpi.state import KpiProcessor
+from streams.kpi.state import kpi_processors
 from streams.kpi.totals import Totals
 from streams.lookup import Lookup, LookupReader
 from streams.processor import Retry
@@ -89,10 +89,10 @@ class ChangeTopic:
         return Version(subject, number, self._versions[number - 1], self.schemas[self._versions[number - 1]])
 
     def chunk(self, *events: tuple[int, dict[str, Any]] | None, partition: int = 0) -> Chunk:
-        """(schema id, event) each, None for a tombstone; behind the chunks before it."""
+        """(schema id, event or other record) each, None for a tombstone; behind the chunks before it."""
         start = self._ends.get(partition, 0)
         self._ends[partition] = end = start + len(events)
-        keys = [None if e and e[1]["op"] == "t" else b"k%d" % _key(e[1] if e else None) for e in events]
+        keys = [None if e and e[1].get("op") == "t" else b"k%d" % _key(e[1] if e else None) for e in events]
         values = [None if e is None else self._message(*e) for e in events]
         offsets = np.arange(start, end, dtype=np.int64)
         times = np.full(len(events), 4_000_000_000_000, np.int64)
@@ -108,7 +108,7 @@ class ChangeTopic:
     def kpis(self, *declared: Kpi, chunks: Sequence[Chunk], there: int = 0) -> dict[str, dict[str, Any]]:
         """The values of KPIs that began when `there` records were there, by KPI and group."""
         log = Log(1000)
-        processor = KpiProcessor(Settings(), TOPIC, declared, cast(Registry, self), captured=True)
+        (processor,) = kpi_processors(Settings(), declared, cast(Registry, self), {TOPIC})
         processor._changelog = changelog = FakeChangelog(log)
         changelog.start = AsyncMock()
         processor._bounds = AsyncMock(return_value=(0, there))  # type: ignore[method-assign]
@@ -166,7 +166,7 @@ def sync_of(mode: str = "mirror", **source: Any) -> Sync:
 
 
 def _key(said: dict[str, Any] | None) -> int:
-    row = said and (said["after"] or said["before"])
+    row = said and (said.get("after") or said.get("before"))
     return int(row["id"]) if row else 0
 
 

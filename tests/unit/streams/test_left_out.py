@@ -9,6 +9,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from headrace.errors import ContractError
+from schemas.envelope import UNAVAILABLE
 from tests.unit.streams.change_topic import ID, NAME, TOPIC, ChangeTopic, declared, envelope_of, event
 
 ROWS = declared("count", name="rows")
@@ -92,6 +93,19 @@ def test_a_change_that_says_nothing_of_a_row_is_left_out(wrong: dict[str, Any], 
     assert [flow for _, flow, _ in told] == ["kpi", "lookup:things", "sync:s"]
 
 
+@pytest.mark.parametrize("name", ["Reading", f"{TOPIC}.Envelope"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_record_that_is_no_change_is_left_out_and_never_taken_for_one(name: str, first: bool) -> None:
+    plain = {"type": "record", "name": name, "fields": [ID, NAME]}
+    topic = ChangeTopic({1: envelope_of(ID, NAME), 2: plain}, unregistered=[1, 2])
+    said = [[(2, {"id": 9, "name": "p"})], [(1, created(key, 10 + key)) for key in (1, 2, 3)]]
+    chunks = [topic.chunk(*records) for records in (said if first else reversed(said))]
+    before = dropped("unknown operation")
+    assert topic.kpis(ROWS, chunks=chunks) == {"rows": {"{}": 3.0}}
+    assert topic.lookup("name", chunks=chunks) == topic.sync(chunks) == THREE
+    assert dropped("unknown operation") == before
+
+
 def test_a_deletion_that_does_not_say_of_what_deletes_nothing() -> None:
     topic = ChangeTopic({1: envelope_of(ID, NAME)})
     chunks = [topic.chunk((1, created(1, 10)), (1, event("d", None, None, 20)))]
@@ -104,6 +118,12 @@ def test_a_deletion_that_does_not_say_of_what_deletes_nothing() -> None:
     }
     with pytest.raises(ContractError, match="does not carry the row as it was"):
         topic.kpis(ROWS, chunks=chunks)
+
+
+def test_a_value_that_could_not_be_read_stays_out_of_what_a_sync_wants() -> None:
+    topic = ChangeTopic({1: envelope_of(ID, NAME)})
+    update = event("u", {"id": 1, "name": "n"}, {"id": 1, "name": UNAVAILABLE}, 20)
+    assert topic.sync([topic.chunk((1, created(1, 10))), topic.chunk((1, update))]) == THREE[:1]
 
 
 def test_a_truncation_is_told_of_by_a_sync_which_cannot_follow_it() -> None:

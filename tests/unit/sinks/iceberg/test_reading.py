@@ -216,6 +216,16 @@ def test_a_value_under_a_schema_of_another_topic_does_not_decode(topic: str, nam
     assert part.reasons == (() if own else (f"unsupported schema: 1, {name} is not of this topic",))
 
 
+@pytest.mark.parametrize("name", ["Reading", "things.Envelope"])
+def test_a_value_that_is_no_change_event_gives_the_tables_no_columns(name: str) -> None:
+    fields = [{"name": "id", "type": "long"}, {"name": "name", "type": "long"}]
+    schemas = {1: {"type": "record", "name": name, "fields": fields}}
+    values = pa.array([b"\0\0\0\0\x01\x02\x02"], pa.binary())
+    chunk = Chunk("things", 0, pa.nulls(1, pa.binary()), values, np.arange(1), np.arange(1), 1)
+    (part,) = TopicReader(schemas.__getitem__, changes_of="things").read(chunk, 0)
+    assert (part.batch.schema.names, part.schema, part.bad.tolist()) == ([], None, [0])
+
+
 NUMERIC = {"type": "record", "name": "VariableScaleDecimal", "fields": [{"name": "value", "type": "bytes"}]}
 
 
