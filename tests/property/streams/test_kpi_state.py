@@ -53,8 +53,9 @@ class Log:
 class Source:
     """One partition of a change topic; compaction leaves the last record of each key, and none of a deleted one."""
 
-    def __init__(self, log, end):
-        self.events, self.offsets, self.end = log, list(range(end)), end
+    def __init__(self, log, end, identity="id"):
+        self.events, self.offsets, self.begin, self.end = log, list(range(end)), 0, end
+        self.identity = identity
 
     def grow(self, size):
         end = min(self.end + size, len(self.events))
@@ -69,6 +70,9 @@ class Source:
         last = {self.key(o): o for o in self.offsets if o < upto}
         kept = {o for o in last.values() if self.events[o]["op"] != "d"}
         self.offsets = [o for o in self.offsets if o >= upto or o in kept]
+
+    def retain(self, begin):
+        self.offsets, self.begin = [o for o in self.offsets if o >= begin], begin
 
 
 class FakeChangelog:
@@ -112,9 +116,9 @@ class FakeDecoder:
 def worker(source, log, kpis):
     processor = KpiProcessor(SETTINGS, "p.public.t", kpis, REGISTRY)
     processor._changelog, processor._decoder = FakeChangelog(log), FakeDecoder(source)
-    processor._bounds = AsyncMock(side_effect=lambda partition: (0, source.end))
+    processor._bounds = AsyncMock(side_effect=lambda partition: (source.begin, source.end))
     with (
-        patch.object(state, "topic_ids", lambda *_: {"p.public.t": "id"}),
+        patch.object(state, "topic_ids", lambda *_: {"p.public.t": source.identity}),
         patch.object(state, "after_last_record", AsyncMock(return_value=source.end)),
     ):
         processor.at = asyncio.run(processor.assigned(0, None))
