@@ -32,6 +32,11 @@ from governance.verify.values import canonical, difference, number_text, reader_
         (Decimal("1.10"), {"type": "bytes", "logicalType": "decimal"}, Decimal("1.1")),
         (None, ["null", "string"], None),
         ([1, None], {"type": "array", "items": ["null", "int"]}, [1, None]),
+        (
+            {"a": 1, "b": None},
+            {"type": "map", "values": ["null", {"type": "int", "connect.name": "io.debezium.time.Date"}]},
+            {"a": date(1970, 1, 2), "b": None},
+        ),
         (0.1, {"type": "float"}, 0.10000000149011612),
     ],
 )

@@ -60,6 +60,7 @@ def test_a_row_of_a_snapshot_is_where_the_log_was():
         (event("u", 5), "provide.transaction.metadata"),
         (event("u", 5, 1, sequence=None), "source.sequence"),
         (event("u", 5, 1, sequence='["99999999999999999999"]'), "source.sequence"),
+        (event("u", None, 1, lsn=None), "source.lsn"),
     ],
 )
 def test_changes_without_a_position_are_refused(bad, place):
@@ -137,6 +138,7 @@ def test_table_time_snapshot_and_unavailable():
         ("order-items", "shop.public.order_items", False),
         ("v2.orders", "shop.public.v1.orders", False),
         ("orders", "shop.public.reorders", False),
+        ("orders", "shop.nonpublic.orders", False),
     ],
 )
 def test_a_topic_is_its_tables_whatever_characters_topics_may_not_have(table: str, topic: str, same: bool) -> None:
