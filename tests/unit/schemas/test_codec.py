@@ -290,6 +290,22 @@ def test_rows_of_changes_have_the_columns_that_are_used() -> None:
     assert fits.reasons == ["incompatible schema: 2, before.n int32 and string have no type in common"]
 
 
+@pytest.mark.parametrize(("ids", "found"), [([1, 99], True), ([99, 1], True), ([99], False), ([], False)])
+@pytest.mark.parametrize("used", [(), ("nowhere",)])
+def test_schemas_that_are_not_known_are_passed_over_when_others_are_learned(
+    used: tuple[str, ...], ids: list[int], found: bool
+) -> None:
+    decoder = ChunkDecoder(known, used=used)
+    assert decoder.learn(ids) is found
+    assert (decoder.schema is not None) is found
+
+
+def test_no_more_schemas_are_learned_than_the_columns_need() -> None:
+    ids = iter([1, 2, 3])
+    assert ChunkDecoder(known, used=("more",)).learn(ids)
+    assert list(ids) == [3]
+
+
 def test_other_records_keep_their_fields_and_have_those_that_are_used() -> None:
     decoder = ChunkDecoder(known, used=("more",))
     first, second = (decoder.decode(pa.array([one(n, 1)], pa.binary())).batch.to_pylist() for n in (1, 2))

@@ -101,6 +101,31 @@ def test_each_field_that_is_read_of_a_change_is_looked_at() -> None:
         assert flaw_of(having((name, None))) == f"it has no {name}"
 
 
+@pytest.mark.parametrize(
+    ("after", "flaw"),
+    [
+        ("Value", ""),
+        (f"{TOPIC}.Value", ""),
+        (PLAIN, ""),
+        ("shop.public.others.Value", "after is not the record that before is"),
+    ],
+)
+def test_the_row_after_is_named_with_its_namespace_or_without_or_described_anew(after: Any, flaw: str) -> None:
+    before = PLAIN | {"name": "Value", "namespace": TOPIC}
+    assert flaw_of(having(("before", ["null", before]), ("after", ["null", after]))) == flaw
+
+
+def test_an_id_that_comes_to_mean_another_schema_is_looked_at_anew() -> None:
+    meant = {1: ENVELOPE}
+    own = own_schemas(TOPIC, meant.__getitem__, captured=True)
+    assert own(1) is own(1) is ENVELOPE
+    meant[1] = having(("op", "int"))
+    with pytest.raises(ContractError, match="op is int"):
+        own(1)
+    meant[1] = having()
+    assert own(1) is meant[1]
+
+
 def test_records_of_the_topics_own_namespace_that_are_no_changes_are_refused() -> None:
     space, _, _ = full_name(ENVELOPE).rpartition(".")
     for name in ("Key", "Value"):

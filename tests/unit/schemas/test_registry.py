@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import ContractError, IdentityError, SchemaNotFoundError, UnavailableError
+from schemas.registered import registered
 from schemas.registry import Registry
 
 A = {"type": "record", "name": "A", "fields": [{"name": "x", "type": "int"}]}
@@ -21,6 +22,8 @@ class Server:
 
     def __init__(self) -> None:
         self.schemas: dict[int, Any] = {}
+        # Ids by version, of the one subject there is.
+        self.versions: dict[int, int] = {}
         self.broken: tuple[int, str] | None = None
         self.asked: list[str] = []
         owner = self
@@ -41,10 +44,16 @@ class Server:
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer(self, path: str) -> tuple[int, str]:
-        found = self.schemas.get(int(path.rpartition("/")[2]))
+        head, _, last = path.rpartition("/")
+        if last == "versions" and self.versions:
+            return 200, json.dumps(list(self.versions))
+        number = max(self.versions, default=0) if last == "latest" else int(last) if last.isdigit() else 0
+        schema_id = number if head == "/schemas/ids" else self.versions.get(number, 0)
+        found = self.schemas.get(schema_id)
         if found is None:
             return 404, json.dumps({"error_code": 40403, "message": "not found"})
-        return 200, json.dumps(found if "schema" in found else {"schema": json.dumps(found)})
+        said = found if "schema" in found else {"schema": json.dumps(found)}
+        return 200, json.dumps(said | {"id": schema_id, "version": number})
 
 
 @pytest.fixture
@@ -142,3 +151,28 @@ def test_schemas_that_are_no_avro_are_refused(server: Server) -> None:
         with pytest.raises(ContractError):
             registry(server).schema(schema_id)
     assert registry(server).schema(4) == {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("versions", "ids"),
+    [
+        ({1: 8, 2: 3, 3: 5}, [5, 3, 8]),
+        ({1: 8, 2: 4, 4: 9, 7: 5}, [5, 8]),
+        ({1: 8, 2: 4}, [8]),
+        ({1: 8, 2: 9}, [8]),
+        ({1: 8}, [8]),
+        ({}, []),
+    ],
+)
+def test_a_topic_has_the_schemas_that_can_be_used_the_newest_first(
+    server: Server, versions: dict[int, int], ids: list[int]
+) -> None:
+    server.schemas = {8: A, 3: B, 5: A, 4: {"schema": "{}", "schemaType": "JSON"}}
+    server.versions = versions
+    assert list(registered(registry(server), "things")) == ids
+
+
+def test_earlier_schemas_of_a_topic_are_asked_for_only_when_they_are_wanted(server: Server) -> None:
+    server.schemas, server.versions = {8: A, 3: B}, {1: 8, 2: 3}
+    assert next(registered(registry(server), "things")) == 3
+    assert server.asked == ["/subjects/things-value/versions/latest"]
