@@ -88,22 +88,3 @@ def test_the_same_keys_are_found_anew_once_a_row_has_come_or_gone() -> None:
 def test_an_empty_lookup_knows_nothing() -> None:
     table = LookupTable(Lookup("t", "p.public.t", "id", ("site", "note")))
     assert table.take(pa.array(["a", None])).to_pydict() == {"site": [None, None], "note": [None, None]}
-
-
-def test_a_snapshot_is_over_with_its_last_row_or_a_change() -> None:
-    def marked(mark: str | None, op: str = "r") -> pa.RecordBatch:
-        batch = changes([(op, None, {"id": 1, "site": "s", "note": "n"}, 1)], SHAPE, "public.t")
-        source = batch.column("source")
-        fields = [*source.type, pa.field("snapshot", pa.string())]
-        return batch.set_column(
-            batch.schema.get_field_index("source"),
-            "source",
-            pa.StructArray.from_arrays([*source.flatten(), pa.array([mark], pa.string())], fields=fields),
-        )
-
-    for mark, over in (("first", False), ("true", False), ("last", True), ("last_in_data_collection", True)):
-        table = LookupTable(Lookup("t", "p.public.t", "id", ("site",)))
-        table.apply(0, marked(mark))
-        assert (len(table), table.complete) == (1, over)
-    table.apply(0, marked("false", "u"))
-    assert table.complete

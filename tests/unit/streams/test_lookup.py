@@ -1,13 +1,16 @@
-"""What a lookup makes of values that Debezium could not read, and of truncations."""
+"""What a lookup makes of values that Debezium could not read, of truncations, and of a snapshot's beginning and end."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from schemas.envelope import UNAVAILABLE
+from streams.lookup import Lookup, LookupTable
 from tests.unit.streams.change_topic import ID, NAME, ChangeTopic, envelope_of, event
+from tests.unit.streams.support import changes
 
 
 def row(key: int, name: str | None, number: int | None = None) -> dict[str, Any]:
@@ -70,3 +73,50 @@ def test_a_table_is_filled_again_after_a_truncation() -> None:
     ]
     assert topic.lookup("name", chunks=chunks[:2]) == []
     assert [r["id"] for r in topic.lookup("name", chunks=chunks)] == [2]
+
+
+def placeless(key: int) -> tuple[int, dict[str, Any]]:
+    return 1, event("r", None, row(key, "n"), 0, snapshot="incremental", sequence=None)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (2,), (3,), (4,), (1, 2, 3, 4, 5)])
+def test_a_row_without_a_place_is_taken_back_by_truncations_behind_it_alone(cuts: tuple[int, ...]) -> None:
+    topic = ChangeTopic({1: WIDE})
+    first, second = (1, event("t", None, None, 100)), (1, event("t", None, None, 200))
+    events = [placeless(1), first, placeless(2), created(3, 150), second, placeless(4), created(5, 300)]
+    pieces = zip((0, *cuts), (*cuts, len(events)), strict=True)
+    chunks = [topic.chunk(*events[start:stop]) for start, stop in pieces]
+    assert [r["id"] for r in topic.lookup("name", chunks=chunks)] == [4, 5]
+
+
+DEVICE = pa.schema([("id", pa.int64()), ("site", pa.string())])
+
+
+def marked(op: str, mark: str | None) -> pa.RecordBatch:
+    batch = changes([(op, None, {"id": 1, "site": "s"}, 1)], DEVICE)
+    source = batch.column("source")
+    fields = [*source.type, pa.field("snapshot", pa.string())]
+    parts = [*source.flatten(), pa.array([mark], pa.string())]
+    at = batch.schema.get_field_index("source")
+    return batch.set_column(at, "source", pa.StructArray.from_arrays(parts, fields=fields))
+
+
+@pytest.mark.parametrize(
+    ("mark", "over"),
+    [
+        ("first", False),
+        ("first_in_data_collection", False),
+        ("true", False),
+        ("last_in_data_collection", True),
+        ("last", True),
+        ("incremental", True),
+        (None, True),
+    ],
+)
+def test_a_snapshot_is_over_with_its_last_row_or_a_change(mark: str | None, over: bool) -> None:
+    table = LookupTable(Lookup("devices", "shop.public.devices", "id", ("site",)))
+    table.apply(0, marked("r", mark))
+    assert (len(table), table.complete) == (1, over)
+    table.apply(0, marked("u", "false"))
+    table.apply(0, marked("r", "first"))
+    assert table.complete
