@@ -312,6 +312,22 @@ async def test_a_change_that_does_not_say_its_place_is_quarantined_alone(
     assert flow.note(1, 104) == str(Position(3, 3))
 
 
+async def test_what_a_predecessor_refused_is_not_refused_again(world: World, flow: AgentFlow) -> None:
+    events = changes([("c", None, order("new", id=i), i) for i in range(5)], ORDER, "public.orders")
+    chunk = world.chunk(edited(edited(events, 0, source={"table": "forged"}), 1, transaction=None))
+    chunk.values = pa.array([*chunk.values.to_pylist()[:3], b"junk", None], pa.binary())
+    committed = Committed(100, "50:50")
+    await flow.assigned(1, committed)
+    await flow.process(chunk)
+    ((topic, _, _, refused),) = world.sent.messages
+    rules = [r["rule"] for r in world.sent.rows(topic)]
+    assert rules == ["of another table", "position", "repeated change", "not framed", "tombstone"]
+    world.logs[topic] = Decoder(CONTRACTS.by_topic[topic].avro).decode(refused).batch
+    await flow.assigned(1, committed)
+    await flow.process(chunk)
+    assert len(world.sent.messages) == 1
+
+
 async def test_a_change_of_another_table_makes_no_later_one_a_repeat(world: World, flow: AgentFlow) -> None:
     await flow.assigned(1, None)
     await flow.process(world.chunk(changes([("c", None, order("new"), 10**6)], ORDER, "public.forged")))
