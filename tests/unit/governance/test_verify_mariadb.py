@@ -78,6 +78,19 @@ def test_rows_without_a_key_are_changed_by_what_they_were() -> None:
     assert owed.differs([{"n": 1}, {"n": 2}, {"n": 3}])
 
 
+def test_a_truncate_takes_rows_without_a_key_too_and_what_was_owed_of_them() -> None:
+    later = {"n": 2, "_kafka_partition": 2, "_offset": 9, "_position": (1 << 32) + 900, "_order": 1}
+    changes = [
+        (record(0, 1), event("d", 1, 400, before={"n": 9})),
+        (record(0, 2), event("t", 1, 500)),
+        (record(0, 3), event("c", 1, 600, after={"n": 3})),
+    ]
+    state = applied(Keyless([{"n": 1}, later]), changes)
+    assert not state.differs([{"n": 2}, {"n": 3}])
+    behind = applied(state, [(record(1, 1), event("c", 1, 450, after={"n": 4}))])
+    assert not behind.differs([{"n": 2}, {"n": 3}])
+
+
 def test_rows_of_a_snapshot_keep_their_turn_among_the_changes_of_their_partition() -> None:
     changes = [(record(0, 0), event("c", 1, 700)), (record(0, 1), event("r", 1, 0)), (record(1, 0), event("c", 1, 600))]
     order = [(at.partition, at.offset) for at, _, _ in _in_log_order(changes)]
