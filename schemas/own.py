@@ -12,9 +12,9 @@ from schemas.names import is_schema_of
 SchemaOf = Callable[[int], dict[str, Any]]
 
 
-def full_name(schema: Mapping[str, Any]) -> str:
-    """An Avro schema's name with its namespace; empty for one without a name."""
-    name, space = str(schema.get("name", "")), schema.get("namespace")
+def full_name(schema: Mapping[str, Any], inherited: str = "") -> str:
+    """An Avro schema's name with its namespace, or that of the schema which it is in; empty for one without a name."""
+    name, space = str(schema.get("name", "")), schema.get("namespace", inherited)
     return f"{space}.{name}" if space and "." not in name else name
 
 
@@ -48,7 +48,9 @@ def flaw_of(schema: Mapping[str, Any]) -> str:
     before, after = _only(fields["before"]), _only(fields["after"])
     if not _is_record(before):
         return "before is no record"
-    if after != before and after not in (before["name"], full_name(before)) and not _is_record(after):
+    space = full_name(schema).rpartition(".")[0]
+    row = before["name"], full_name(before, space)
+    if after != before and not _is_record(after) and after not in row and f"{space}.{after}" not in row:
         return "after is not the record that before is"
     for name in ("source", "transaction"):
         if name in fields and not _is_record(_only(fields[name])):

@@ -115,6 +115,12 @@ def test_the_row_after_is_named_with_its_namespace_or_without_or_described_anew(
     assert flaw_of(having(("before", ["null", before]), ("after", ["null", after]))) == flaw
 
 
+@pytest.mark.parametrize("before", ["Value", f"{TOPIC}.Value"])
+@pytest.mark.parametrize("after", ["Value", f"{TOPIC}.Value"])
+def test_the_row_may_have_the_namespace_of_its_envelope(before: str, after: str) -> None:
+    assert flaw_of(having(("before", ["null", PLAIN | {"name": before}]), ("after", ["null", after]))) == ""
+
+
 def test_an_id_that_comes_to_mean_another_schema_is_looked_at_anew() -> None:
     meant = {1: ENVELOPE}
     own = own_schemas(TOPIC, meant.__getitem__, captured=True)
