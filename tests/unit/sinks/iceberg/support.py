@@ -77,6 +77,11 @@ def read_again(row: dict[str, Any], seconds: float, lsn: int | None = None) -> d
     return event | {"source": event["source"] | {"snapshot": "incremental", "lsn": None, "sequence": said}}
 
 
+def of_another_table(event: dict[str, Any]) -> dict[str, Any]:
+    """The same, as a broken producer puts it into this topic."""
+    return event | {"source": event["source"] | {"table": "others"}}
+
+
 def log_place(event: dict[str, Any]) -> int:
     """Where the log was."""
     source = event["source"]

@@ -19,6 +19,7 @@ from tests.unit.sinks.iceberg.support import (
     duckdb_rows,
     envelope_schema,
     land,
+    of_another_table,
     opened,
     read_again,
     rows_of,
@@ -134,11 +135,42 @@ def test_a_truncate_takes_what_was_read_again_before_it_and_no_more(catalog):
     assert rows_of(table, "id", "name") == [(2, "after"), (4, "after")]
 
 
+def test_a_row_without_a_place_that_comes_behind_a_truncate_stays(catalog):
+    """Nothing says that it was there before."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, slice_of([change("t", None, 15), read_again(thing(1), 1)]))
+    land(table, slice_of([read_again(thing(2), 2)], 2))
+    assert rows_of(table, "id", "_position") == [(1, None), (2, None)]
+
+
 def test_a_truncate_within_a_transaction_keeps_the_rows_after_it(catalog):
     table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
     land(table, slice_of([change("c", thing(0), 7, 1), change("c", thing(2), 7, 3)]))
     land(table, slice_of([change("t", None, 7, 2)], partition=1, key_fields=()))
     assert rows_of(table, "id") == [(2,)]
+
+
+def test_a_truncate_of_a_table_without_a_key_removes_everything_before_it(catalog):
+    table = opened(CurrentTable(catalog, "silver.history", TOPIC), 2)
+    land(table, slice_of([change("c", thing(1), 1), change("c", thing(1), 2)], key_fields=()))
+    truncated = slice_of([change("c", thing(2), 3), change("t", None, 4), change("c", thing(3), 6)], 2, key_fields=())
+    land(table, truncated, slice_of([change("c", thing(n), n) for n in (0, 5)], partition=1, key_fields=()))
+    assert rows_of(table, "id") == [(3,), (5,)]
+
+
+def test_a_truncate_that_is_read_after_a_later_one_brings_nothing_back(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 3)
+    land(table, slice_of([change("t", None, 30)], key_fields=()))
+    land(table, slice_of([change("t", None, 20)], partition=1, key_fields=()))
+    land(table, slice_of([change("c", thing(1), 25), change("c", thing(2), 35)], partition=2))
+    assert rows_of(table, "id") == [(2,)]
+
+
+def test_a_truncate_of_another_table_takes_nothing_from_beside_it(current):
+    land(
+        current, slice_of([change("c", thing(1), 1), of_another_table(change("t", None, 2)), change("c", thing(2), 3)])
+    )
+    assert rows_of(current, "id") == [(1,), (2,)]
 
 
 def test_a_second_full_snapshot_of_a_table_without_a_key_replaces_the_first(catalog):
@@ -148,6 +180,20 @@ def test_a_second_full_snapshot_of_a_table_without_a_key_replaces_the_first(cata
     land(table, slice_of([change("r", thing(n), 9) for n in (1, 1)], 4, key_fields=()))
     land(table, slice_of([change("r", thing(4), 9), change("c", thing(5), 11)], 6, key_fields=()))
     assert rows_of(table, "id") == [(1,), (1,), (4,), (5,)]
+
+
+def test_of_two_full_snapshots_that_come_together_the_second_replaces_the_first(catalog):
+    table = opened(CurrentTable(catalog, "silver.history", TOPIC))
+    land(table, slice_of([change("r", thing(n), at) for n, at in ((1, 5), (2, 5), (2, 9))], key_fields=()))
+    assert rows_of(table, "id", "_position") == [(2, 9)]
+
+
+def test_rows_that_are_read_again_replace_none_of_a_table_without_a_key(catalog):
+    """An incremental snapshot need not read all of them."""
+    table = opened(CurrentTable(catalog, "silver.history", TOPIC))
+    land(table, slice_of([change("c", thing(1), 5)], key_fields=()))
+    land(table, slice_of([read_again(thing(2), 1, lsn=9)], 1, key_fields=()))
+    assert rows_of(table, "id") == [(1,), (2,)]
 
 
 def test_updates_of_a_table_without_a_key_need_an_order(catalog):
@@ -276,6 +322,22 @@ def test_a_large_value_follows_its_row_to_another_key(current):
     assert [r.rule for r in land(current, slice_of(unrelated, 6)).rejects] == ["value"]
 
 
+def test_a_large_value_that_changed_under_the_other_key_is_not_that_of_before(current):
+    row, moved = {"id": 1, "name": "large", "n": 1}, {"id": 2, "name": UNAVAILABLE, "n": 2}
+    land(current, slice_of([change("c", row, 1)]))
+    away = [change("d", row, 3, 1), change("c", moved, 3, 2)]
+    land(current, slice_of([*away, change("u", {**moved, "name": "new"}, 4), change("u", {**moved, "n": 3}, 5)], 1))
+    assert rows_of(current, "id", "name", "n") == [(2, "new", 3)]
+
+
+def test_a_large_value_is_not_that_of_the_row_that_has_its_old_key_now(current):
+    land(current, slice_of([change("c", thing(1, "one"), 1), change("c", thing(3, "three"), 2)]))
+    away = [change("d", thing(1), 3, 1), change("c", thing(2, UNAVAILABLE), 3, 2)]
+    after = [change("d", thing(3), 4, 1), change("c", thing(1, UNAVAILABLE), 4, 2)]
+    assert not land(current, slice_of([*away, *after], 2)).rejects
+    assert rows_of(current, "id", "name") == [(1, "three"), (2, "one")]
+
+
 def test_a_composite_key_with_text(catalog):
     row = pa.struct([("a", pa.int32()), ("b", pa.string()), ("v", pa.int64())])
     table = opened(CurrentTable(catalog, "silver.pairs", TOPIC))
@@ -317,6 +379,13 @@ def test_a_baseline_counts_for_rows_of_its_own_batch_too(current):
     assert rows_of(current, "id", "name") == [(2, "new")]
     land(current, slice_of([change("c", thing(5), 3), change("u", thing(2, "z"), 4), None], 4, baseline=5))
     assert rows_of(current, "id", "name") == [(2, "z")]
+
+
+def test_a_baseline_of_one_partition_removes_no_row_of_another_in_its_batch(catalog):
+    table = opened(CurrentTable(catalog, "silver.again", TOPIC), 2)
+    again = [change("c", thing(2), 1), change("c", thing(4), 2), change("r", thing(2, "new"), 0), None]
+    land(table, slice_of(again, baseline=2), slice_of([change("c", thing(1), 3)], partition=1))
+    assert rows_of(table, "id", "name") == [(1, "x"), (2, "new")]
 
 
 def test_a_baseline_of_a_table_without_a_key_leaves_the_new_snapshot_alone(catalog):

@@ -71,6 +71,16 @@ def test_a_truncation_without_a_place_is_refused_where_others_have_one(
 
 
 @LOSSES
+def test_so_it_is_where_others_of_its_own_batch_have_one(catalog: Catalog, lose: Any) -> None:
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    placed, lost = slice_of([change("c", thing(1), 200)]), slice_of([lose(change("t", None, 100))], partition=1)
+    assert rules(land(table, placed, lost)) == [("position", [0])]
+    beside = [change("c", thing(2), 201), lose(change("t", None, 202))]
+    assert rules(land(table, slice_of(beside, 1))) == [("position", [1])]
+    assert rows_of(table, "id") == [(1,), (2,)]
+
+
+@LOSSES
 def test_repeats_of_what_was_read_with_such_a_change_are_dropped(catalog: Catalog, lose: Any) -> None:
     table = opened(CurrentTable(catalog, "silver.things", TOPIC))
     read = [change("c", thing(1, "a"), 10), change("d", thing(1, "a"), 20), lose(change("c", thing(2), 30))]
@@ -102,6 +112,9 @@ def test_a_table_whose_changes_have_no_places_takes_them_and_their_truncations(c
     assert rows_of(table, "id") == [(1,), (2,)]
     land(table, slice_of([lose(change("t", None, 2)), lose(change("c", thing(3), 3))], 2))
     assert rows_of(table, "id") == [(3,)]
+    twice = [change("t", None, 5), change("c", thing(5), 6), change("t", None, 7), change("c", thing(6), 8)]
+    land(table, slice_of([lose(change("c", thing(4), 4))], 4), slice_of([lose(made) for made in twice], 5))
+    assert rows_of(table, "id") == [(6,)]
 
 
 @LOSSES
