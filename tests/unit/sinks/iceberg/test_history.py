@@ -22,9 +22,11 @@ from tests.unit.sinks.iceberg.support import (
     catalog_in,
     change,
     land,
+    read_again,
     rows_of,
     slice_of,
     source,
+    thing,
 )
 
 
@@ -193,6 +195,62 @@ def test_of_two_truncates_the_one_that_is_read_later_may_be_the_earlier_one(tmp_
     land(table, slice_of([event("t", 0, None, 20)], partition=2, schema=timed()))
     land(table, slice_of([event("c", 2, "x", 25)], 1, partition=2, schema=timed()))
     assert seen(table) == [(1, "a", 10, 20, "c"), (1, "b", 50, None, "c"), (2, "x", 25, 30, "c")]
+
+
+def test_a_change_from_before_two_truncates_ends_what_the_first_of_them_has_ended(tmp_path):
+    table = opened(catalog_in(tmp_path), 2)
+    landed(table, event("c", 1, "a", 10))
+    land(table, slice_of([event("t", 0, None, 20), event("t", 0, None, 40)], partition=1, schema=timed()))
+    landed(table, event("u", 1, "b", 15))
+    assert seen(table) == [(1, "a", 10, 15, "c"), (1, "b", 15, 20, "u")]
+
+
+def test_a_truncate_within_a_transaction_ends_what_was_before_it_there(history):
+    events = [event("c", 1, "a", 7), event("t", 0, None, 7), event("c", 2, "b", 7)]
+    for order, made in enumerate(events):
+        made["transaction"]["total_order"] = order
+    landed(history, *events)
+    assert seen(history) == [(1, "a", 7, 7, "c"), (2, "b", 7, None, "c")]
+
+
+def test_a_baseline_beside_a_truncate_leaves_what_has_ended(tmp_path):
+    table = opened(catalog_in(tmp_path), 2)
+    landed(table, event("c", 1, "a", 10), event("u", 1, "b", 50))
+    truncate = slice_of([event("t", 0, None, 40)], partition=1, schema=timed())
+    land(table, slice_of([None], 2, baseline=2, schema=timed()), truncate)
+    assert seen(table) == [(1, "a", 10, 40, "c"), (1, "b", 50, BASELINE, "u")]
+
+
+def test_nothing_ends_a_version_before_it_began(tmp_path):
+    """The clock was set back after the change: the truncate and the baseline behind it have earlier times."""
+    table = opened(catalog_in(tmp_path), 3)
+    landed(table, event("c", 1, "a", 50, 10))
+    land(table, slice_of([event("c", 2, "b", BASELINE + 5, 60)], partition=2, schema=timed()))
+    land(table, slice_of([event("t", 0, None, 40, 30)], partition=1, schema=timed()))
+    land(table, slice_of([None], 1, partition=2, baseline=1, schema=timed()))
+    assert seen(table) == [(1, "a", 50, 50, "c"), (2, "b", BASELINE + 5, BASELINE + 5, "c")]
+
+
+def test_so_it_is_without_a_key(history):
+    events = [event("c", 1, "a", 50, 10), event("t", 0, None, 40, 30)]
+    land(history, slice_of(events, schema=timed(), key_fields=()))
+    assert seen(history) == [(1, "a", 50, 50, "c")]
+
+
+def test_rows_without_a_place_are_of_before_a_truncate_that_comes_behind_them(history):
+    def read(number: int, time: int) -> dict[str, Any]:
+        made = read_again(thing(number), time)
+        return made | {"source": made["source"] | {"ts_us": time * 1_000_000}}
+
+    landed(history, read(1, 10), read(2, 10))
+    landed(history, event("t", 0, None, 20), event("r", 1, "x", 30))
+    landed(history, read(3, 40))
+    assert seen(history) == [
+        (1, "x", 10, 20, "r"),
+        (1, "x", 30, None, "r"),
+        (2, "x", 10, 20, "r"),
+        (3, "x", 40, None, "r"),
+    ]
 
 
 @pytest.mark.parametrize("after", [False, True])
