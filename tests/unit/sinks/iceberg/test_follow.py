@@ -33,6 +33,7 @@ from tests.unit.sinks.iceberg.support import (
     events_of,
     faults,
     land,
+    of_another_table,
     opened,
     rows_of,
     slice_of,
@@ -143,6 +144,25 @@ def test_a_default_that_a_column_got_later_is_not_what_rows_of_before_hold(catal
     for slices in [[first], [later, bare]] if begun else [[first, later, bare]]:
         land(table, *slices)
     assert rows_of(table, "id", "rated") == [(1, None), (2, 2), (3, 3)]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_record_of_another_table_does_not_say_what_rows_of_before_hold(catalog, begun):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    first = part([change("c", {"id": 1}, 1)], rated=False)
+    strange = part([of_another_table(change("c", {"id": 9, "rated": 9}, 2))], 1, rated=True)
+    bare = replace(part([change("c", {"id": 2, "rated": 2}, 3)], 2, rated=True), schema=avro(INT, BARE))
+    for slices in [[first], [strange, bare]] if begun else [[first, strange, bare]]:
+        land(table, *slices)
+    assert rows_of(table, "id", "rated") == [(1, None), (2, 2)]
+
+
+def test_a_record_of_another_table_takes_no_default_from_those_beside_it(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, part([change("c", {"id": 1}, 1)], rated=False))
+    events = [change("c", {"id": 2, "rated": 2}, 2), of_another_table(change("c", {"id": 9, "rated": 9}, 3))]
+    land(table, part(events, 1, rated=True))
+    assert rows_of(table, "id", "rated") == [(1, 7), (2, 2)]
 
 
 def test_a_column_that_was_dropped_has_its_default_in_new_rows(catalog):

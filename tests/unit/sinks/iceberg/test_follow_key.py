@@ -12,12 +12,15 @@ from schemas.envelope import NOWHERE
 from sinks.iceberg.applicable import KEY_RULE
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.follow import staged
+from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.slices import Slice
+from tests.unit.sinks.iceberg.history_support import event, timed
 from tests.unit.sinks.iceberg.support import (
     TOPIC,
     change,
     envelope_schema,
     land,
+    of_another_table,
     opened,
     read_again,
     rows_of,
@@ -57,6 +60,16 @@ def test_another_key_that_rows_do_not_have_alone_waits_until_the_source_is_read_
     read = [read_again(thing(2, "b", 21), 1, lsn=70), read_again(thing(1, "a", 61), 1, lsn=70)]
     assert not land(table, slice_of(read, 1, partition=1, **NAMED)).rejects
     assert rows_of(table, "id", "name", "n") == [(1, "a", 61), (2, "b", 21)], "the source has no others"
+
+
+def test_rows_read_right_behind_the_last_change_bring_another_key(catalog):
+    """Their place is that of the commit that was streamed last, which has been applied: they are no repeats of it."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    land(table, slice_of([change("c", thing(n, "ab"[n > 1], n), n) for n in (1, 2, 3)], key_named=True))
+    read = [read_again(thing(n, name, n), 1, lsn=3) for n, name in ((1, "a"), (3, "b"))]
+    assert not land(table, slice_of(read, 3, **NAMED)).rejects
+    assert table.key == ("name",)
+    assert rows_of(table, "id", "name") == [(1, "a"), (3, "b")]
 
 
 def with_rated(events, start, **more):
@@ -122,11 +135,87 @@ def test_one_record_with_another_key_changes_nothing(catalog, key, named):
 def test_a_first_record_with_another_key_does_not_say_the_tables(catalog, key):
     table = opened(CurrentTable(catalog, "silver.things", TOPIC))
     land(table, slice_of([change("c", thing(1, "a", 3), 1)], key_fields=key))
+    assert table.key == (key if key in (("n",), ("name",)) else ())
     rows = [change("c", thing(n, "a", 3), n + 1) for n in (1, 2)]
     for stage in table.stages([slice_of(rows, 1, key_named=True)]):
         assert not land(table, *stage).rejects
     assert opened(CurrentTable(catalog, "silver.things", TOPIC)).key == ("id",)
     assert rows_of(table, "id") == [(1,), (2,)]
+
+
+def test_a_key_of_another_type_than_its_rows_is_refused_and_not_the_tables(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    unlike = replace(slice_of([change("c", thing(1), 1)], key_named=True), key_unlike=("id",))
+    assert [r.rule for r in land(table, unlike).rejects] == ["key"]
+    assert table.key == ()
+    land(table, slice_of([change("c", thing(2), 2)], 1))
+    (reject,) = land(table, replace(slice_of([change("d", thing(2), 3)], 2), key_unlike=("id",))).rejects
+    assert (reject.rule, reject.reasons[0]) == ("key", "id is of another type in the record's key than in the row")
+    assert rows_of(table, "id") == [(2,)]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_key_of_a_record_of_another_table_is_not_the_tables(catalog, first):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC))
+    strange = slice_of([of_another_table(change("c", thing(9, "z"), 50))], 0 if first else 2, **NAMED)
+    mine = slice_of([change("c", thing(n, f"n{n}"), n) for n in (1, 2)], 1 if first else 0)
+    for part in [strange, mine] if first else [mine, strange]:
+        land(table, part)
+    assert table.key == ("id",)
+    assert rows_of(table, "id") == [(1,), (2,)]
+
+
+def test_of_rows_with_the_same_new_key_the_newest_stays(catalog):
+    """By the places of their changes in the log, whichever partition they are of."""
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    first = [change("c", thing(2, "b"), 30, 1), change("c", thing(4, "c"), 31, 2), change("c", thing(6, "d"), 50, 1)]
+    second = [change("c", thing(3, "b"), 30, 2), change("c", thing(5, "c"), 31, 1), change("c", thing(7, "d"), 40, 9)]
+    land(table, slice_of(first, key_named=True))
+    land(table, slice_of(second, partition=1, key_named=True))
+    assert not land(table, slice_of([read_again(thing(1, "a"), 1, lsn=60)], 3, **NAMED)).rejects
+    assert rows_of(table, "id", "name") == [(1, "a"), (3, "b"), (4, "c"), (6, "d")]
+
+
+def test_versions_that_have_ended_are_not_in_the_way_of_another_key(catalog):
+    """Neither a newer one of the same key nor one without a value for it."""
+    table = HistoryTable(catalog, "silver.things_history", TOPIC, of="silver.things")
+    opened(table)
+    rows = [("c", 2, "a", 5), ("c", 1, "a", 10), ("u", 1, "b", 20), ("c", 3, None, 21), ("u", 3, "c", 22)]
+    land(table, slice_of([event(*row) for row in rows], schema=timed(), key_named=True))
+    assert not land(table, slice_of([event("u", 4, "a", 30)], 5, schema=timed(), **NAMED)).rejects
+    versions = rows_of(table, "id", "name", "valid_to")
+    assert [row[:2] for row in versions] == [(1, "a"), (1, "b"), (2, "a"), (3, "c"), (3, None), (4, "a")]
+    assert [row[0] for row in versions if row[2] is None] == [1, 3, 4]
+
+
+def test_a_primary_key_that_was_added_waits_for_rows_of_before_it_in_other_partitions(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, slice_of([change("c", thing(n), n) for n in (1, 3)], key_fields=()))
+    ahead = slice_of([change("u", thing(1, "new"), 10)], 2, key_named=True)
+    behind = slice_of([change("c", thing(n), n) for n in (2, 4)], partition=1, key_fields=())
+    level = slice_of([change("u", thing(2, "new"), 11)], 2, partition=1, key_named=True)
+    for stage in table.stages([ahead, behind, level]):
+        assert not land(table, *stage).rejects
+    assert table.key == ("id",)
+    assert rows_of(table, "id", "name") == [(1, "new"), (2, "new"), (3, "x"), (4, "x")]
+
+
+def test_rows_read_again_in_another_partition_say_that_another_key_may_cost_rows(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, slice_of([change("c", thing(n, "a"), n) for n in (1, 2)], key_named=True))
+    changed = slice_of([change("c", thing(3, "c"), 50)], 2, **NAMED)
+    read = slice_of([read_again(thing(2, "a"), 1, lsn=60)], partition=1, **NAMED)
+    assert not land(table, changed, read).rejects
+    assert rows_of(table, "id", "name") == [(2, "a"), (3, "c")]
+
+
+def test_rows_read_under_the_key_of_before_do_not_say_that_another_may_cost_rows(catalog):
+    table = opened(CurrentTable(catalog, "silver.things", TOPIC), 2)
+    land(table, slice_of([change("c", thing(n, "a"), n) for n in (1, 2)], key_named=True))
+    changed = slice_of([change("c", thing(3, "c"), 50)], 2, **NAMED)
+    read = slice_of([read_again(thing(2, "a"), 1, lsn=60)], partition=1, key_named=True)
+    assert [r.rule for r in land(table, changed, read).rejects] == [KEY_RULE]
+    assert rows_of(table, "id", "name") == [(1, "a"), (2, "a")]
 
 
 def test_files_of_a_table_have_bloom_filters_on_its_key_whichever_it_is(catalog):
