@@ -129,7 +129,10 @@ class CurrentTable(KeyedTable):
         marks: dict[int, Mark] = {}
         parts: list[Changes] = []
         dropped, emptied, floor, recent = 0, False, self.floor, self._recent
-        baselines = {part.partition: part.baseline for part in slices if part.baseline}
+        baselines: dict[int, int] = {}
+        for part in slices:
+            if part.baseline:
+                baselines[part.partition] = max(part.baseline, baselines.get(part.partition, 0))
         for part in slices:
             if not part.batch.num_rows:
                 continue

@@ -381,6 +381,14 @@ def test_a_baseline_counts_for_rows_of_its_own_batch_too(current):
     assert rows_of(current, "id", "name") == [(2, "z")]
 
 
+@pytest.mark.parametrize("baselines", [(2, 3), (3, 2)])
+def test_of_two_baselines_in_one_batch_the_higher_counts(catalog, baselines):
+    table = opened(CurrentTable(catalog, "silver.again", TOPIC))
+    land(table, slice_of([change("c", thing(n), n) for n in (1, 2, 3, 4)]))
+    land(table, *(slice_of([None], 4 + n, baseline=baseline) for n, baseline in enumerate(baselines)))
+    assert rows_of(table, "id") == [(4,)]
+
+
 def test_a_baseline_of_one_partition_removes_no_row_of_another_in_its_batch(catalog):
     table = opened(CurrentTable(catalog, "silver.again", TOPIC), 2)
     again = [change("c", thing(2), 1), change("c", thing(4), 2), change("r", thing(2, "new"), 0), None]
