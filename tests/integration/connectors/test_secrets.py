@@ -9,10 +9,11 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from connectors.connect import Connect, load_connector
 from headrace.config import Settings
+from headrace.kafka import admin
 from stack.testing import SessionStack
 from tests.integration.cdc.inventory import inventory
 
@@ -57,21 +58,24 @@ def test_no_password_reaches_files_topics_or_logs(
 
 
 def topics_and_logs(settings: Settings, stack: SessionStack, name: str, told: str) -> tuple[bytes, bytes]:
-    """What Connect keeps in Kafka, once it has the connector, and what all servers log, once that is `told` there."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": settings.kafka.bootstrap_servers,
-            "group.id": uuid4().hex,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    consumer.subscribe(["connect.configs", "connect.status", "connect.offsets"])
-    found = b""
+    """All that Connect keeps in Kafka, and what all servers log, once that is `told` there."""
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and name.encode() not in found:
-        found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 0.5) if not m.error())
-    found += b"".join((m.key() or b"") + (m.value() or b"") for m in consumer.consume(500, 1.0) if not m.error())
+    found = b""
+    left = set(admin.end_offsets(settings.kafka, ["connect.configs", "connect.status", "connect.offsets"]))
+    consumer = Consumer(
+        {"bootstrap.servers": settings.kafka.bootstrap_servers, "group.id": uuid4().hex, "enable.partition.eof": True}
+    )
+    consumer.assign([TopicPartition(*place, 0) for place in left])
+    while left:
+        assert time.monotonic() < deadline, f"not read to their ends: {left}"
+        for message in consumer.consume(500, 0.5):
+            if message.error():
+                assert message.error().code() == KafkaError._PARTITION_EOF, message.error()
+                left.discard((message.topic(), message.partition()))
+            else:
+                found += (message.key() or b"") + (message.value() or b"")
     consumer.close()
+    assert name.encode() in found
     while True:
         logs = b"".join(path.read_bytes() for path in (stack.home / "logs").glob("*.log*"))
         if told.encode() in logs:
