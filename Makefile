@@ -31,7 +31,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint  ## everything: style, types, layers, unit, property, integration, end to end
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ALONE) tests/integration tests/property tests/unit
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ALONE) tests/integration tests/property tests/unit
 	$(BIN)/python -m pytest tests/e2e --ignore $(ALONE)
 
 bench: install  ## every hop beside other ways of doing it; writes docs/benchmarks
