@@ -168,8 +168,8 @@ class Supervisor:
             offset, so_far = source_offset(self.watch.connect, target.name), (snapshot.id, snapshot.updated)
             asked = now - self._asked.get(snapshot.id, -ASK_AGAIN_SECONDS) < ASK_AGAIN_SECONDS
             if not asked and lost(snapshot, offset, time.time(), self.patience):
-                self._asked[snapshot.id] = now
                 self._ask_again(target, snapshot)
+                self._asked[snapshot.id] = now
             # Each time after twice as long, for it may be slow and nothing else.
             if stuck(snapshot, offset, capture.streamed, time.time(), self.patience * 2 ** self._woken[so_far]):
                 self._woken[so_far] += 1
