@@ -168,7 +168,7 @@ async def test_a_snapshot_while_its_rows_change_and_connect_is_killed(
     with lake_of(settings, tmp_path, source) as mine, closing(Watch(mine)) as watch:
         lake = Lake(mine, source.name)
         file = source.write(
-            **{"topic.creation.default.partitions": PARTITIONS, "incremental.snapshot.chunk.size": "256"}
+            **{"topic.creation.default.partitions": PARTITIONS, "incremental.snapshot.chunk.size": "32"}
         )
         prepare_source(mine, load_connector(file))
         with psycopg.connect(source.url, autocommit=True) as db:
