@@ -13,8 +13,8 @@ from governance.verify.lake import Lake
 from governance.verify.report import Check
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.history import HistoryTable
+from tests.unit.sinks.iceberg.history_support import event, timed
 from tests.unit.sinks.iceberg.support import TOPIC, catalog_in, lake, land, slice_of, source
-from tests.unit.sinks.iceberg.test_history import event, timed
 
 EVENTS = [
     event("c", 1, "a", 10),

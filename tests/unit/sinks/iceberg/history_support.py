@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -13,10 +14,17 @@ from tests.unit.sinks.iceberg.support import (
     TOPIC,
     change,
     envelope_schema,
+    land,
+    rows_of,
+    slice_of,
     source,
 )
 
 COLUMNS = ("id", "name", "valid_from", "valid_to")
+
+
+def at(time: int | None) -> datetime | None:
+    return None if time is None else datetime.fromtimestamp(time, UTC)
 
 
 def timed(row: pa.DataType = ROW) -> pa.Schema:
@@ -36,3 +44,14 @@ def opened(catalog: Any, partitions: int = 1, **more: Any) -> HistoryTable:
     table = HistoryTable(catalog, "silver.things_history", TOPIC, of="silver.things", **more)
     table.open(source(partitions))
     return table
+
+
+def seen(table: HistoryTable) -> list[tuple[Any, ...]]:
+    """Versions by key and time, times in seconds."""
+    rows = rows_of(table, "_offset", *COLUMNS, "_op")
+    found = [(r[1], r[2], *(None if t is None else int(t.timestamp()) for t in r[3:5]), r[5], r[0]) for r in rows]
+    return [r[:5] for r in sorted(found, key=lambda r: (r[0], r[2], r[5]))]
+
+
+def landed(table: HistoryTable, *events: dict[str, Any], schema: pa.Schema | None = None) -> Any:
+    return land(table, slice_of(events, table.offsets.get(0, 0), schema=schema or timed()))

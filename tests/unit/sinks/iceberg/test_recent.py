@@ -14,6 +14,7 @@ from schemas.envelope import UNAVAILABLE, UNSEEN_MS
 from sinks.iceberg.current import CurrentTable
 from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.recent import Recent, Sent
+from tests.unit.sinks.iceberg.history_support import at, timed
 from tests.unit.sinks.iceberg.support import (
     ROW,
     TOPIC,
@@ -27,7 +28,6 @@ from tests.unit.sinks.iceberg.support import (
     slice_of,
     thing,
 )
-from tests.unit.sinks.iceberg.test_history import at, timed
 
 LATER = UNSEEN_MS / 1000 + 1
 
