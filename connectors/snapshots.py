@@ -173,9 +173,9 @@ def stuck(
     """Whether Debezium reads no further, though the connector has streamed for `patience` seconds since it said
     anything of the snapshot (its newest event or heartbeat is of the time `streamed`). Times in seconds. Pure.
 
-    Debezium for MariaDB waits for ever where the database refuses a chunk, as of a table that was altered meanwhile;
-    it goes on with that chunk when its task is restarted. A connector that is far behind in the log looks the same: its
-    next chunk comes once it has read what itself wrote.
+    Debezium waits for ever (that for MariaDB always, that for PostgreSQL at times) where a chunk could not be read, as
+    of a table that was altered meanwhile; it goes on with that chunk when its task is restarted. A connector that is
+    far behind in the log looks the same: its next chunk comes once it has read what itself wrote.
     """
     moves = streamed is not None and streamed - snapshot.updated / 1000 > patience
     return _silent(snapshot, now, patience) and _kept(offset) and moves

@@ -6,6 +6,7 @@ import pytest
 
 from sinks.iceberg.append import AppendTable
 from sinks.iceberg.current import CurrentTable
+from tests.unit.sinks.iceberg import history_support
 from tests.unit.sinks.iceberg.support import TOPIC, catalog_in, opened
 
 
@@ -22,3 +23,8 @@ def bronze(catalog):
 @pytest.fixture
 def current(catalog):
     return opened(CurrentTable(catalog, "silver.things", TOPIC))
+
+
+@pytest.fixture
+def history(catalog):
+    return history_support.opened(catalog)

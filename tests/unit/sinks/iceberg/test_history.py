@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
 from schemas.envelope import UNAVAILABLE
-from sinks.iceberg.history import HistoryTable
 from sinks.iceberg.history_rows import OWN
 from sinks.iceberg.slices import COORDINATES, KEY
 from tests.unit.sinks.iceberg.history_support import event, landed, opened, seen, timed
@@ -20,11 +17,6 @@ from tests.unit.sinks.iceberg.support import (
     rows_of,
     slice_of,
 )
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> HistoryTable:
-    return opened(catalog_in(tmp_path))
 
 
 def test_one_record_with_another_key_ends_nothing(history):

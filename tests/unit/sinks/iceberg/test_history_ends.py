@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,11 +22,6 @@ from tests.unit.sinks.iceberg.support import (
     source,
     thing,
 )
-
-
-@pytest.fixture
-def history(tmp_path: Path) -> HistoryTable:
-    return opened(catalog_in(tmp_path))
 
 
 def test_a_truncate_ends_all_versions_once(history):
